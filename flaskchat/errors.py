@@ -1,0 +1,200 @@
+"""One tree of errors. Each has a stable code, an HTTP status and says whether trying again may help.
+
+    FlaskChatError
+    ├── ConfigurationError          a setting or the server's set-up is wrong; raised at start
+    ├── RequestError                the request cannot be served; becomes problem+json (RFC 9457)
+    │   ├── BadRequest  NotFound  BodyTooLarge  NotJSON  Invalid  Conflict  CrossOrigin  Unauthorized
+    │   └── Unavailable             503 with Retry-After: full, draining, store_unavailable
+    └── ModelError                  the model failed; becomes the run's `error` event
+        ├── ModelUnreachable  ModelRefused  ModelBusy  ModelTimeout
+        ├── ModelClosedEarly  ModelProtocolError  ModelFailed
+        └── ModelRaised             a Python model raised
+
+`message` is for the user, in plain words, and never holds what a model's server said; `detail` of a ModelError is
+for the operator's log.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .models import Error
+
+
+class FlaskChatError(Exception):
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+
+class ConfigurationError(FlaskChatError):
+    """Raised at start, and names the key, its value and what was expected."""
+
+    code = "configuration_error"
+
+
+class RequestError(FlaskChatError):
+    """:param detail: what is wrong, for the person who reads the answer.
+    :param errors: field and reason of each invalid field.
+    :param retry_after: seconds until trying again may help.
+    :param extra: further members of the problem document, such as `run_id`.
+    """
+
+    code = "bad_request"
+    status = 400
+    title: ClassVar[str] = "Bad request"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        errors: list[dict[str, str]] | None = None,
+        retry_after: float | None = None,
+        **extra: str,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.problem_code = code or self.code
+        self.errors = errors
+        self.retry_after = retry_after
+        self.extra = extra
+
+    def problem(self) -> dict[str, object]:
+        """The members of the `application/problem+json` document (RFC 9457, section 3)."""
+        body: dict[str, object] = {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.problem_code,
+        }
+        if self.errors is not None:
+            body["errors"] = self.errors
+        if self.retry_after is not None:
+            body["retry_after"] = self.retry_after
+        return {**body, **self.extra}
+
+
+class BadRequest(RequestError):
+    pass
+
+
+class Unauthorized(RequestError):
+    code = "unauthorized"
+    status = 401
+    title = "Sign in first"
+
+
+class CrossOrigin(RequestError):
+    code = "cross_origin"
+    status = 403
+    title = "Refused from another site"
+
+
+class NotFound(RequestError):
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class Conflict(RequestError):
+    code = "run_in_progress"
+    status = 409
+    title = "A reply is already being written here"
+
+
+class BodyTooLarge(RequestError):
+    code = "body_too_large"
+    status = 413
+    title = "Too large"
+
+
+class NotJSON(RequestError):
+    code = "not_json"
+    status = 415
+    title = "JSON expected"
+
+
+class Invalid(RequestError):
+    code = "invalid"
+    status = 422
+    title = "Invalid"
+
+
+class Unavailable(RequestError):
+    code = "unavailable"
+    status = 503
+    title = "Not now"
+    retryable = True
+
+
+class ModelError(FlaskChatError):
+    """:param detail: what happened, for the operator's log only.
+    :param retry_after: seconds that the model's server asked us to wait.
+    """
+
+    code = "model_error"
+    message: ClassVar[str] = "The model failed. What it had written is kept."
+    retryable = True
+
+    def __init__(self, detail: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(detail or self.message)
+        self.detail = detail
+        self.retry_after = retry_after
+
+    def event(self) -> Error:
+        return Error(code=self.code, message=self.message, retryable=self.retryable)
+
+
+class ModelUnreachable(ModelError):
+    code = "model_unreachable"
+    message = "The model's server could not be reached."
+
+
+class ModelRefused(ModelError):
+    """The server said no in a way that trying again will not change: a bad key, an unknown model, a bad request."""
+
+    code = "model_refused"
+    message = "The model's server refused the request."
+    retryable = False
+
+
+class ModelBusy(ModelError):
+    """429 or 5xx before the first byte of the reply. The one error that is retried, as Retry-After asks."""
+
+    code = "model_busy"
+    message = "The model's server is busy. Try again in a moment."
+
+
+class ModelTimeout(ModelError):
+    code = "model_timeout"
+    message = "The model stayed silent for too long. What it had written is kept."
+
+
+class ModelClosedEarly(ModelError):
+    code = "model_closed_early"
+    message = "The connection to the model broke off. What it had written is kept."
+
+
+class ModelProtocolError(ModelError):
+    code = "model_protocol_error"
+    message = "The model's server sent something that is not a reply. What came before is kept."
+
+
+class ModelFailed(ModelError):
+    """The server reported an error inside the stream."""
+
+    code = "model_failed"
+    message = "The model's server reported an error. What it had written is kept."
+
+
+class ModelRaised(ModelError):
+    code = "model_raised"
+    message = "The model's code failed. What it had written is kept."
+
+
+class ReplyTooLong(ModelError):
+    code = "reply_too_long"
+    message = "The reply reached the largest size that is kept."
+    retryable = False

@@ -1,0 +1,128 @@
+"""The data that crosses the rooms: messages, runs and the closed set of events.
+
+Pure data, no I/O. An event's name on the wire is `Event.event`; its JSON is the struct's own fields, so a struct
+is the one definition of a frame's payload.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import ClassVar, Literal
+
+import msgspec
+
+Role = Literal["user", "assistant"]
+RunState = Literal["running", "done", "error", "stopped", "interrupted"]
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
+    """What a reply cost, in tokens, as the model counted it."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Start(msgspec.Struct):
+    event: ClassVar[str] = "start"
+    run_id: str
+    conversation_id: str
+    message_id: str
+    user_message_id: str
+    model: str
+    title: str
+
+
+class Delta(msgspec.Struct):
+    """Text that one tick brought: one token or more."""
+
+    event: ClassVar[str] = "delta"
+    text: str
+
+
+class Reasoning(msgspec.Struct):
+    """What the model thought before it answered; never part of the message's text."""
+
+    event: ClassVar[str] = "reasoning"
+    text: str
+
+
+class Tool(msgspec.Struct):
+    """A call of a tool that the model asked for; `arguments` is JSON as the model wrote it."""
+
+    event: ClassVar[str] = "tool"
+    id: str
+    name: str
+    arguments: str = ""
+
+
+class Title(msgspec.Struct):
+    event: ClassVar[str] = "title"
+    title: str
+
+
+class Done(msgspec.Struct):
+    event: ClassVar[str] = "done"
+    finish_reason: str = "stop"
+    usage: Usage | None = None
+
+
+class Error(msgspec.Struct):
+    event: ClassVar[str] = "error"
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Stopped(msgspec.Struct):
+    event: ClassVar[str] = "stopped"
+
+
+class Interrupted(msgspec.Struct):
+    event: ClassVar[str] = "interrupted"
+    message: str
+
+
+class Reset(msgspec.Struct):
+    """Not numbered: the text so far and the true seq, for a reader whose cursor means nothing."""
+
+    event: ClassVar[str] = "reset"
+    seq: int
+    text: str
+
+
+Event = Start | Delta | Reasoning | Tool | Title | Done | Error | Stopped | Interrupted
+Terminal = Done | Error | Stopped | Interrupted
+TERMINAL_EVENTS: frozenset[str] = frozenset({"done", "error", "stopped", "interrupted"})
+
+
+class Turn(msgspec.Struct):
+    """One message as a model is shown it."""
+
+    role: Role
+    text: str
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """What a model is asked. A Python model gets it as its one argument."""
+
+    model: str
+    """The model's own name, without the provider: `gpt-5-mini`."""
+    turns: list[Turn]
+    """The branch from its first message to the question, oldest first."""
+    system_prompt: str = ""
+    conversation_id: str = ""
+    message_id: str = ""
+    run_id: str = ""
+    owner: str = ""
+
+    @property
+    def text(self) -> str:
+        """The question: the text of the last user message."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
+
+
+def new_id(prefix: str) -> str:
+    """An opaque ASCII id nobody can guess: 128 random bits after the prefix."""
+    return f"{prefix}_{secrets.token_urlsafe(16)}"

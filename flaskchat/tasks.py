@@ -1,0 +1,159 @@
+"""Spawn, event, sleep, lock: greenlets where gevent has patched the process, threads elsewhere.
+
+The one place that knows which of the two it is. Nothing here is decided at import time: gunicorn's gevent worker
+patches after it has loaded its configuration. With gevent's patches `threading` itself is made of greenlets, so most of
+this is the standard library; what is not is `offload` and `Waiter`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from time import sleep as sleep  # patched in place, where gevent patches  # noqa: PLC0414
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Event = threading.Event
+Lock = threading.Lock
+
+
+def cooperative() -> bool:
+    """Whether this process runs on greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+class Task(Protocol):
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, at most `timeout` seconds."""
+
+    def kill(self) -> None:
+        """Raise GreenletExit where it waits. Threads cannot be ended: for them this does nothing."""
+
+    def is_alive(self) -> bool: ...
+
+
+class _Greenlet:
+    __slots__ = ("greenlet",)
+
+    def __init__(self, greenlet: Any) -> None:
+        self.greenlet = greenlet
+
+    def join(self, timeout: float | None = None) -> None:
+        self.greenlet.join(timeout)
+
+    def kill(self) -> None:
+        self.greenlet.kill(block=False)
+
+    def is_alive(self) -> bool:
+        return not self.greenlet.dead
+
+
+class _Thread:
+    __slots__ = ("thread",)
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread = thread
+
+    def join(self, timeout: float | None = None) -> None:
+        self.thread.join(timeout)
+
+    def kill(self) -> None:
+        pass
+
+    def is_alive(self) -> bool:
+        return self.thread.is_alive()
+
+
+def spawn(function: Callable[..., object], *args: object, name: str = "flaskchat") -> Task:
+    """Run `function` beside the caller. Whoever spawns owns the task: it joins it, and the function logs its own end."""
+    if cooperative():
+        import gevent
+
+        return _Greenlet(gevent.spawn(function, *args))
+    thread = threading.Thread(target=function, args=args, name=name, daemon=True)
+    thread.start()
+    return _Thread(thread)
+
+
+def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` where it may wait in C (a database lock, a file's sync) without holding the hub.
+
+    Under gevent that is a native thread of the hub's pool; elsewhere it is the caller's own. The call is seen through:
+    a greenlet that is killed while it waits goes only after the function has ended, so that what the function uses (a
+    database connection, say) is never handed on while a thread is still in it.
+    """
+    if not cooperative():
+        return function(*args, **kwargs)
+    import gevent
+
+    result = gevent.get_hub().threadpool.spawn(function, *args, **kwargs)
+    try:
+        return result.get()  # type: ignore[no-any-return]
+    except BaseException:
+        result.wait()
+        raise
+
+
+class Waiter(Protocol):
+    """A one-place bell between one that waits and any that wake. A wake before the wait is not lost."""
+
+    def wait(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class _ThreadWaiter:
+    __slots__ = ("_bell",)
+
+    def __init__(self) -> None:
+        self._bell = threading.Event()
+
+    def wait(self) -> None:
+        self._bell.wait()
+        self._bell.clear()
+
+    def wake(self) -> None:
+        self._bell.set()
+
+
+class _GreenletWaiter:
+    """A switch into the hub and back: no timer, no queue, no lock. Only for greenlets of one hub."""
+
+    __slots__ = ("_greenlet", "_hub", "_rung")
+
+    def __init__(self) -> None:
+        import gevent
+
+        self._hub = gevent.get_hub()
+        self._greenlet: Any = None
+        self._rung = False
+
+    def wait(self) -> None:
+        if not self._rung:
+            import gevent
+
+            self._greenlet = gevent.getcurrent()
+            try:
+                while not self._rung:
+                    self._hub.switch()
+            finally:
+                self._greenlet = None
+        self._rung = False
+
+    def wake(self) -> None:
+        if not self._rung:
+            self._rung = True
+            if self._greenlet is not None:
+                self._hub.loop.run_callback(self._switch)
+
+    def _switch(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.switch()
+
+
+def waiter() -> Waiter:
+    return _GreenletWaiter() if cooperative() else _ThreadWaiter()
