@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from time import sleep as sleep  # patched in place, where gevent patches  # noqa: PLC0414
+from time import sleep as sleep  # patched in place, where gevent patches
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -79,23 +79,38 @@ def spawn(function: Callable[..., object], *args: object, name: str = "flaskchat
     return _Thread(thread)
 
 
-def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function` where it may wait in C (a database lock, a file's sync) without holding the hub.
+class Offloader:
+    """A few native threads for calls that may wait in C (a database lock, a file's sync), so that the hub never does.
 
-    Under gevent that is a native thread of the hub's pool; elsewhere it is the caller's own. The call is seen through:
-    a greenlet that is killed while it waits goes only after the function has ended, so that what the function uses (a
-    database connection, say) is never handed on while a thread is still in it.
+    Without gevent the caller's own thread does it. A pool of its own, not the hub's: that one looks up names, and a name
+    server that does not answer would hold the database up.
     """
-    if not cooperative():
-        return function(*args, **kwargs)
-    import gevent
 
-    result = gevent.get_hub().threadpool.spawn(function, *args, **kwargs)
-    try:
-        return result.get()  # type: ignore[no-any-return]
-    except BaseException:
-        result.wait()
-        raise
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._pool: Any = None
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` and see it through: a greenlet that is killed while it waits goes only after the function has
+        ended, so that what the function uses (a connection, say) is never handed on while a thread is still in it.
+        """
+        if not cooperative():
+            return function(*args, **kwargs)
+        if self._pool is None:
+            from gevent.threadpool import ThreadPool
+
+            self._pool = ThreadPool(self._size)
+        result = self._pool.spawn(function, *args, **kwargs)
+        try:
+            return result.get()  # type: ignore[no-any-return]
+        except BaseException:
+            result.wait()
+            raise
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.kill()
+            self._pool = None
 
 
 class Waiter(Protocol):

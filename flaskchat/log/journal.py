@@ -1,0 +1,158 @@
+"""The log in SQLite: one row per tick and worker, appended in order, holding what every run of that worker got.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. A row per tick, not per run and event: rows keyed by run touch a page of the table per run and commit.
+ 2. The tick speaks to the driver. A tick without endings is one statement in autocommit: the fence, the append and the
+    commit in one call into C, so that the thread needs the interpreter's lock once.
+ 3. The connection's `busy_timeout` is short: the tick comes again, and must not miss heartbeats and Stop meanwhile.
+ 4. `PRAGMA data_version` changes only by others' commits. It needs no lock and no row, so looking costs a few µs.
+ 5. A run that ended is finished in the store and its terminal event appended in the same transaction. Rows are pruned some
+    time after, so that a follower which was held up still finds them; one held up for longer asks the store.
+ 6. Ids are AUTOINCREMENT: they only grow, also when the newest rows have been deleted. SQLite has one writer, so
+    a row with a smaller id never appears after one with a larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection
+
+from ..store import finish
+from ..store.base import Ending, Fenced, Lease
+from ..store.engine import Database
+from .base import Append, Entry, LogUnavailable
+
+T = TypeVar("T")
+
+VERSION = 1
+"""Of the rows' format. Rows of a version we do not know are passed over."""
+BUSY_MS = 100
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], list[Entry]] = msgspec.msgpack.Decoder(list[Entry]).decode
+
+_APPEND = """
+INSERT INTO flaskchat_journal (worker_id, version, data)
+SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM flaskchat_workers WHERE id = ? AND epoch = ?)
+"""
+_NEWER = """
+SELECT id, version, CASE worker_id WHEN ? THEN NULL ELSE data END FROM flaskchat_journal WHERE id > ? ORDER BY id
+"""  # our own rows are not brought back from the file
+
+
+def encode_row(entries: list[Entry]) -> bytes:
+    return _encode(entries)
+
+
+class Journal:
+    """One connection, used by one caller at a time (the pump)."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+        self._raw: Any = None
+        self._cursor = 0
+        """Id of the last row that was looked at; -1: not following."""
+        self._following = False
+        self._seen_version = -1
+        self._worker_id = ""
+
+    def _open(self) -> Any:
+        if self._raw is None:
+            self._connection = self._database.connect(write=True)
+            self._raw = self._connection.connection.driver_connection
+            assert self._raw is not None
+            self._raw.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        return self._raw
+
+    def _guard(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except (self._database.module.Error, exc.DBAPIError) as error:
+            original = getattr(error, "orig", error)
+            if "locked" not in str(original) and "busy" not in str(original):
+                self.close()  # a connection that failed is not trusted again
+            elif self._raw is not None and self._raw.in_transaction:
+                self._raw.rollback()
+            raise LogUnavailable(str(original)) from error
+
+    def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
+        return self._guard(lambda: self._turn(lease, entries, endings))
+
+    def _turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
+        raw = self._open()
+        if entries:
+            assert lease is not None
+            self._worker_id = lease.worker_id
+            row = (lease.worker_id, VERSION, _encode(entries), lease.worker_id, lease.epoch)
+            if not endings:
+                if raw.execute(_APPEND, row).rowcount != 1:
+                    raise Fenced(lease.worker_id)
+            else:
+                raw.execute("BEGIN IMMEDIATE")
+                try:
+                    if raw.execute(_APPEND, row).rowcount != 1:
+                        raise Fenced(lease.worker_id)
+                    for ending in endings:
+                        finish.write(raw, lease, ending)
+                    raw.execute("COMMIT")
+                except BaseException:
+                    if raw.in_transaction:
+                        raw.execute("ROLLBACK")
+                    raise
+        return self._news(raw) if self._following else []
+
+    def _news(self, raw: Any) -> list[Entry]:
+        try:
+            (version,) = raw.execute("PRAGMA data_version").fetchone()
+            if version == self._seen_version:
+                return []
+            rows = raw.execute(_NEWER, (self._worker_id, self._cursor)).fetchall()
+        except self._database.module.Error:
+            return []  # the append stands, so this must not fail; the next turn looks again
+        self._seen_version = version
+        return self._entries(rows)
+
+    def _entries(self, rows: list[tuple[int, int, bytes | None]]) -> list[Entry]:
+        found: list[Entry] = []
+        for row_id, version, data in rows:
+            self._cursor = row_id
+            if data is not None and version == VERSION:
+                found.extend(_decode(data))
+        return found
+
+    def follow(self) -> list[Entry]:
+        return self._guard(self._follow)
+
+    def _follow(self) -> list[Entry]:
+        raw = self._open()
+        (self._seen_version,) = raw.execute("PRAGMA data_version").fetchone()
+        self._cursor, self._following = 0, True
+        return self._entries(raw.execute(_NEWER, (self._worker_id, 0)).fetchall())
+
+    def unfollow(self) -> None:
+        self._following = False
+
+    def read(self, run_id: str) -> list[Append]:
+        rows = self._guard(lambda: self._open().execute(_NEWER, ("", 0)).fetchall())
+        return pick(run_id, [(version, data) for _, version, data in rows])
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._raw = None
+        self._seen_version = -1
+
+
+def pick(run_id: str, rows: Iterable[tuple[int, bytes]]) -> list[Append]:
+    """One run's appends out of rows (version, data) of the journal, in their order."""
+    found: list[Append] = []
+    for version, data in rows:
+        if version == VERSION:
+            found.extend(entry for entry in _decode(data) if isinstance(entry, Append) and entry.run_id == run_id)
+    return found

@@ -1,0 +1,52 @@
+"""How a finished run is written: text, state and events at once, inside the transaction that appends its terminal event.
+
+Raw SQL on the driver's connection, because the tick that calls it speaks to the driver (see log/journal.py).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .base import Ending, Fenced, Lease
+
+_RUN = """
+UPDATE flaskchat_runs SET state = ?, last_seq = ?, upstream_closed_ms = ?, ended_at = ?
+WHERE id = ? AND state = 'running' AND worker_id = ? AND epoch = ?
+"""
+_MESSAGE = """
+UPDATE flaskchat_messages SET text = text || ?, parts = ?, status = ?, finish_reason = ?, usage = ?, error = ?
+WHERE id = ?
+"""
+_EVENTS = "INSERT INTO flaskchat_run_events (run_id, frames) VALUES (?, ?)"
+_CONVERSATION = "UPDATE flaskchat_conversations SET updated_at = ? WHERE id = ?"
+_EXISTS = "SELECT 1 FROM flaskchat_runs WHERE id = ?"
+
+
+def write(connection: Any, lease: Lease, ending: Ending) -> None:
+    """Finish one run. Whose conversation has been deleted meanwhile leaves nothing.
+
+    :param lease: under which the run was started; it must still be the run's.
+    :raises Fenced: the run has been ended by somebody else.
+    """
+    now = time.time()
+    changed = connection.execute(
+        _RUN,
+        (
+            ending.state, ending.last_seq, ending.upstream_closed_ms, now, ending.run_id, lease.worker_id, lease.epoch,
+        ),
+    ).rowcount  # fmt: skip
+    if changed != 1:
+        if connection.execute(_EXISTS, (ending.run_id,)).fetchone() is None:
+            return
+        raise Fenced(ending.run_id)
+    connection.execute(
+        _MESSAGE,
+        (
+            ending.text, ending.parts.decode(), ending.state, ending.finish_reason,
+            ending.usage.decode() if ending.usage else None, ending.error.decode() if ending.error else None,
+            ending.message_id,
+        ),
+    )  # fmt: skip
+    connection.execute(_EVENTS, (ending.run_id, ending.frames))
+    connection.execute(_CONVERSATION, (now, ending.conversation_id))

@@ -1,0 +1,122 @@
+"""The tables. All begin with `flaskchat_`, so that a host may keep them in its own database.
+
+Times are seconds since 1970 by the writing process's clock and are only shown, never compared: order comes from
+`position` and from journal ids, leases from counting (see runs.py).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+VERSION_TABLE = "flaskchat_version"
+HEAD = "0001"
+"""The newest migration. Compared with the database at start, so that Alembic is imported only when there is work."""
+
+metadata = MetaData()
+
+conversations = Table(
+    "flaskchat_conversations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("model", String(255)),
+    Column("system_prompt", Text),
+    Column("current_leaf_id", String(64)),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("flaskchat_conversations_by_owner", "owner", "updated_at", "id"),
+)
+
+messages = Table(
+    "flaskchat_messages",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("conversation_id", ForeignKey("flaskchat_conversations.id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("parent_id", String(64)),
+    Column("role", String(16), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("parts", Text, nullable=False),  # JSON: what is not text, such as reasoning
+    Column("model", String(255)),
+    Column("status", String(16), nullable=False),
+    Column("run_id", String(64)),
+    Column("finish_reason", String(64)),
+    Column("usage", Text),  # JSON
+    Column("error", Text),  # JSON of the error event
+    Column("created_at", Float, nullable=False),
+    Index("flaskchat_messages_by_conversation", "conversation_id", "position", unique=True),
+)
+
+runs = Table(
+    "flaskchat_runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("conversation_id", ForeignKey("flaskchat_conversations.id", ondelete="CASCADE"), nullable=False),
+    Column("message_id", String(64), nullable=False),
+    Column("user_message_id", String(64), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("model", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("worker_id", String(64), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("last_seq", Integer, nullable=False),
+    Column("upstream_closed_ms", Float),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Index("flaskchat_runs_by_conversation", "conversation_id"),
+    Index("flaskchat_runs_running", "worker_id", sqlite_where=text("state = 'running'")),
+)
+
+# The events of a finished run: its frames, one after the other, exactly as they were sent.
+run_events = Table(
+    "flaskchat_run_events",
+    metadata,
+    Column("run_id", ForeignKey("flaskchat_runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("frames", LargeBinary, nullable=False),
+)
+
+# One row per client id: the same id never starts a second generation.
+requests = Table(
+    "flaskchat_requests",
+    metadata,
+    Column("owner", String(255), primary_key=True),
+    Column("client_id", String(128), primary_key=True),
+    Column("body_hash", String(64), nullable=False),
+    Column("run_id", ForeignKey("flaskchat_runs.id", ondelete="CASCADE"), nullable=False),
+    Index("flaskchat_requests_by_run", "run_id"),
+)
+
+# One row per worker that holds a lease. `beats` counts; whoever sees it stand still for long enough takes over.
+workers = Table(
+    "flaskchat_workers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("beats", Integer, nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+)
+
+# One row per tick and worker: what every run of that worker got, and control (Stop). Ids only grow, also after deletes.
+journal = Table(
+    "flaskchat_journal",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("worker_id", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)

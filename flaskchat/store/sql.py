@@ -1,0 +1,231 @@
+"""The store over SQLAlchemy Core: runs, and reading conversations and messages.
+
+Every call is one transaction. Ownership is part of each query, so an unknown id and somebody else's answer alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from ..errors import Invalid
+from .base import Begun, Command, Fenced, Lease, Page, RunRow
+from .begin import Beginning
+from .engine import Database
+from .schema import conversations, messages, requests, run_events, runs, workers
+
+
+def _stamp(seconds: float) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Store:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # -- beginning a run -------------------------------------------------------------------------------------------
+
+    def begin(self, owner: str, command: Command, lease: Lease, *, register: bool, pick: Callable[[str | None], str]) -> Begun:
+        """Write the messages and the run that a command asks for, or find the run that it began before.
+
+        :param lease: of this worker; the run belongs to it.
+        :param register: whether the lease is new and is to be written down in the same transaction.
+        :param pick: which model answers, given the one the conversation had.
+        :raises Fenced: the lease has been taken over; take a new one and call again.
+        :raises NotFound, Conflict, Invalid: see API.md.
+        """
+        return self.database.write(lambda c: self._begin(c, owner, command, lease, register, pick))
+
+    def _begin(
+        self, c: Connection, owner: str, command: Command, lease: Lease, register: bool, pick: Callable[[str | None], str]
+    ) -> Begun:
+        known = self._known(c, owner, command)
+        if known is not None:
+            return known
+        if register:
+            c.execute(
+                sa.insert(workers).values(
+                    id=lease.worker_id, epoch=lease.epoch, beats=0, host=socket.gethostname(), pid=os.getpid()
+                )
+            )
+        elif c.execute(sa.select(workers.c.epoch).where(workers.c.id == lease.worker_id)).scalar() != lease.epoch:
+            raise Fenced(lease.worker_id)
+        return Beginning(c, owner, command, lease, pick).write()
+
+    def known(self, owner: str, command: Command) -> Begun | None:
+        """The run that this client id began before, if it did.
+
+        :raises Invalid: `idempotency_conflict`, when the body was another.
+        """
+        return self.database.read(lambda c: self._known(c, owner, command))
+
+    def _known(self, c: Connection, owner: str, command: Command) -> Begun | None:
+        row = c.execute(
+            sa.select(requests.c.body_hash, runs, conversations.c.title)
+            .join(runs, runs.c.id == requests.c.run_id)
+            .join(conversations, conversations.c.id == runs.c.conversation_id)
+            .where(requests.c.owner == owner, requests.c.client_id == command.client_id)
+        ).first()
+        if row is None:
+            return None
+        if row.body_hash != command.body_hash:
+            raise Invalid(
+                "This id was used before for another request.",
+                code="idempotency_conflict",
+                errors=[{"field": "message.id" if command.action == "send" else "request_id", "reason": "used before"}],
+            )
+        return Begun(
+            run_id=row.id,
+            conversation_id=row.conversation_id,
+            message_id=row.message_id,
+            user_message_id=row.user_message_id,
+            model=row.model,
+            title=row.title,
+            owner=owner,
+            created=False,
+        )
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def run(self, run_id: str, owner: str | None) -> RunRow | None:
+        """:param owner: whose it must be; None asks as the system, for any owner's."""
+        return self.database.read(lambda c: self._run(c, run_id, owner))
+
+    @staticmethod
+    def _run(c: Connection, run_id: str, owner: str | None) -> RunRow | None:
+        query = sa.select(runs).where(runs.c.id == run_id)
+        if owner is not None:
+            query = query.where(runs.c.owner == owner)
+        row = c.execute(query).first()
+        if row is None:
+            return None
+        return RunRow(
+            run_id=row.id,
+            conversation_id=row.conversation_id,
+            message_id=row.message_id,
+            owner=row.owner,
+            state=row.state,
+            worker_id=row.worker_id,
+            epoch=row.epoch,
+            last_seq=row.last_seq,
+            upstream_closed_ms=row.upstream_closed_ms,
+        )
+
+    def frames(self, run_id: str) -> bytes | None:
+        """The events of a finished run, as they were sent; None while it runs."""
+        return self.database.read(
+            lambda c: c.execute(sa.select(run_events.c.frames).where(run_events.c.run_id == run_id)).scalar()
+        )
+
+    # -- conversations ---------------------------------------------------------------------------------------------
+
+    def conversation(self, conversation_id: str, owner: str) -> dict[str, object] | None:
+        return self.database.read(lambda c: self._conversation(c, conversation_id, owner))
+
+    @staticmethod
+    def _conversation(c: Connection, conversation_id: str, owner: str) -> dict[str, object] | None:
+        found = c.execute(
+            sa.select(conversations).where(conversations.c.id == conversation_id, conversations.c.owner == owner)
+        ).first()
+        if found is None:
+            return None
+        rows = c.execute(
+            sa.select(messages).where(messages.c.conversation_id == conversation_id).order_by(messages.c.position)
+        ).all()
+        return {
+            "id": found.id,
+            "title": found.title,
+            "model": found.model,
+            "system_prompt": found.system_prompt,
+            "current_leaf_id": found.current_leaf_id,
+            "messages": [_message(row) for row in rows],
+            "running": [{"run_id": row.run_id, "message_id": row.id} for row in rows if row.status == "running"],
+        }
+
+    def conversations(self, owner: str, *, query: str, cursor: str | None, limit: int) -> Page:
+        """An owner's conversations, the newest first.
+
+        :param query: words that the title or a message's text must contain.
+        :param cursor: `next_cursor` of the page before.
+        :raises Invalid: the cursor is not one of ours.
+        """
+        return self.database.read(lambda c: self._conversations(c, owner, query, cursor, limit))
+
+    @staticmethod
+    def _conversations(c: Connection, owner: str, query: str, cursor: str | None, limit: int) -> Page:
+        running = (
+            sa.select(runs.c.id)
+            .where(runs.c.conversation_id == conversations.c.id, runs.c.state == "running")
+            .order_by(runs.c.started_at.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        select = sa.select(conversations, running.label("running_run_id")).where(conversations.c.owner == owner)
+        if cursor is not None:
+            updated_at, last_id = _decode_cursor(cursor)
+            select = select.where(
+                sa.tuple_(conversations.c.updated_at, conversations.c.id) < sa.tuple_(updated_at, last_id)
+            )
+        for word in query.split():
+            in_text = (
+                sa.select(messages.c.id)
+                .where(messages.c.conversation_id == conversations.c.id, messages.c.text.icontains(word, autoescape=True))
+                .exists()
+            )
+            select = select.where(sa.or_(conversations.c.title.icontains(word, autoescape=True), in_text))
+        select = select.order_by(conversations.c.updated_at.desc(), conversations.c.id.desc()).limit(limit + 1)
+        rows = c.execute(select).all()
+        items: list[dict[str, object]] = [
+            {
+                "id": row.id,
+                "title": row.title,
+                "model": row.model,
+                "updated_at": _stamp(row.updated_at),
+                "running_run_id": row.running_run_id,
+            }
+            for row in rows[:limit]
+        ]
+        last = rows[limit - 1] if len(rows) > limit else None
+        return Page(items, _encode_cursor(last.updated_at, last.id) if last is not None else None)
+
+
+def _encode_cursor(updated_at: float, last_id: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([updated_at, last_id]).encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        updated_at, last_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return float(updated_at), str(last_id)
+    except (ValueError, TypeError):
+        raise Invalid("The cursor is not one of ours.", errors=[{"field": "cursor", "reason": "unknown"}]) from None
+
+
+def _message(row: Row[Any]) -> dict[str, object]:
+    parts = json.loads(row.parts)
+    if row.text:
+        parts.append({"type": "text", "text": row.text})
+    return {
+        "id": row.id,
+        "parent_id": row.parent_id,
+        "role": row.role,
+        "text": row.text,
+        "parts": parts,
+        "model": row.model,
+        "status": row.status,
+        "run_id": row.run_id,
+        "finish_reason": row.finish_reason,
+        "usage": json.loads(row.usage) if row.usage else None,
+        "error": json.loads(row.error) if row.error else None,
+        "created_at": _stamp(row.created_at),
+    }
