@@ -9,6 +9,10 @@ Deliberate choices; do not change one without reading why:
     blank line as an event without data.
  5. The decoder splits bytes at LF, CR and CRLF and nothing else, and decodes a field only when its line is whole:
     a code point may be split over packets, and U+2028 or U+0085 end no line.
+ 6. A CR ends its line at once and a LF that follows it, in the next packet perhaps, is passed over: whoever waited for
+    the byte after the CR would hold back a frame that is whole.
+ 7. What the decoder holds is bounded: one line, and all data lines of one frame, to `max_line` bytes. Frames that came
+    before the over-long one are returned first; the error comes with the next call.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from .models import Event, Reset
 
 _encode = msgspec.json.Encoder().encode
 
+_BOM = b"\xef\xbb\xbf"
 HEARTBEAT = b": hb\n"
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 MAX_LINE = 1 << 20
@@ -58,46 +63,81 @@ class Decoder:
     A frame whose blank line has not come is not returned (the standard drops it at the end of the stream).
     """
 
-    __slots__ = ("_buffer", "_data", "_event", "_id", "_max_line", "_started", "heartbeats", "retry")
+    __slots__ = (
+        "_after_cr",
+        "_buffer",
+        "_data",
+        "_event",
+        "_id",
+        "_max_line",
+        "_size",
+        "_started",
+        "failed",
+        "heartbeats",
+        "retry",
+    )
 
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self._buffer = b""
         self._data: list[bytes] = []
+        self._size = 0
         self._event = ""
         self._id = ""
         self._max_line = max_line
         self._started = False
+        self._after_cr = False
+        self.failed = False
+        """Whether the next call raises LineTooLong."""
         self.heartbeats = 0
         self.retry: int | None = None
 
     def feed(self, data: bytes) -> list[Frame]:
         """:raises LineTooLong: a line, or the data of one frame, exceeds `max_line` bytes."""
+        if self.failed:
+            raise LineTooLong(f"a line or a frame of more than {self._max_line} bytes")
+        if self._after_cr and data:
+            self._after_cr = False
+            if data[0] == 10:
+                data = data[1:]
         buffer = self._buffer + data if self._buffer else data
         if not self._started:
-            if buffer.startswith(b"\xef\xbb\xbf"):
+            if buffer.startswith(_BOM):
                 buffer = buffer[3:]
-            elif b"\xef\xbb\xbf".startswith(buffer[:3]) and len(buffer) < 3:
+            elif len(buffer) < 3 and _BOM.startswith(buffer):
                 self._buffer = buffer
                 return []
             self._started = True
         if b"\r" in buffer:
-            held = b""
-            if buffer.endswith(b"\r"):  # may be the first half of CRLF
-                buffer, held = buffer[:-1], b"\r"
-            buffer = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
+            self._after_cr = buffer.endswith(b"\r")
+            buffer = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = buffer.split(b"\n")
         self._buffer = lines.pop()
-        if len(self._buffer) > self._max_line:
-            raise LineTooLong(f"a line of more than {self._max_line} bytes")
         frames: list[Frame] = []
         for line in lines:
             if not line:
                 if self._data:
-                    frames.append(Frame(self._id, self._event or "message", b"\n".join(self._data)))
+                    whole = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+                    frames.append(Frame(self._id, self._event or "message", whole))
                     self._data = []
+                    self._size = 0
                 self._event = ""
+                continue
+            if len(line) > self._max_line:
+                self.failed = True
+                break
+            if line.startswith(b"data:"):
+                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+                self._size += len(line)  # the field's name too, so that empty lines count
             else:
                 self._field(line)
+            if self._size > self._max_line:
+                self.failed = True
+                break
+        if self.failed or len(self._buffer) > self._max_line:
+            self.failed = True
+            self._buffer, self._data = b"", []
+            if not frames:
+                return self.feed(b"")
         return frames
 
     def _field(self, line: bytes) -> None:
@@ -107,13 +147,12 @@ class Decoder:
         name, _, value = line.partition(b":")
         if value.startswith(b" "):
             value = value[1:]
-        if name == b"data":
+        if name == b"data":  # without a colon: an empty line of data
             self._data.append(value)
-            if len(value) > self._max_line or sum(map(len, self._data)) > self._max_line:
-                raise LineTooLong(f"a frame of more than {self._max_line} bytes")
+            self._size += len(line)
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
-        elif name == b"retry" and value.isdigit():
+        elif name == b"retry" and value.isdigit() and len(value) <= 18:  # int() refuses thousands of digits
             self.retry = int(value)
