@@ -1,4 +1,4 @@
-"""Print the pinned, hashed requirements of a checkout: `python deploy/requirements.py [--build] [--extra NAME] [--dev]`.
+"""Print the pinned, hashed requirements of a checkout: `deploy/requirements.py [--build] [--extra NAME] [--dev]`.
 
 pyproject.toml says what is needed, constraints.txt pins all of it with hashes, and this prints the part of the second
 that belongs to the first, ready for `pip install --require-hashes -r`. (pip takes no hashes from a `-c` file for what

@@ -1,0 +1,70 @@
+"""Say which model answers and where, then become gunicorn. Run by deploy/run, the container and the systemd unit.
+
+The model is chosen here, once, and handed to the workers by the environment; so they agree, and none of them probes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from flaskchat.errors import ConfigurationError  # noqa: E402
+
+
+def fail(words: str) -> None:
+    raise SystemExit(f"flaskchat: {words}")
+
+
+def check_address(host: str, port: str) -> None:
+    """Find out in words what gunicorn would report as a failed bind, five times over."""
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        fail(f"PORT={port!r}: expected a number from 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        fail(f"HOST={host!r}: expected an address of this machine: {error.strerror}")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            other = int(port) + 1 if int(port) < 65535 else 8000
+            fail(f"port {port} on {host} is taken by another program. Choose another: PORT={other} ./deploy/run")
+        if error.errno == errno.EACCES:
+            fail(f"port {port} is the administrator's alone. Choose one above 1023: PORT=8000 ./deploy/run")
+        fail(f"cannot listen on {host}, port {port}: {error.strerror}")
+
+
+def main() -> None:
+    host = os.environ.get("HOST") or "127.0.0.1"
+    port = os.environ.get("PORT") or "8000"
+    if os.environ.get("LISTEN_FDS"):
+        where = "the socket that systemd handed over"
+    elif host.startswith("unix:"):
+        where = host
+    else:
+        check_address(host, port)
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        where = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+        if shown != host:
+            where += ", and on every other address of this machine"
+    try:
+        from wsgi import app  # makes it, so that a wrong setting is told here and not by every worker
+    except ConfigurationError as error:
+        fail(str(error))
+    model = app.extensions["flaskchat.answering"]
+    print(f"flaskchat answers with {model.model}: {model.why}", flush=True)
+    print(f"flaskchat listens on {where}", flush=True)
+    os.environ.update(model.settings)
+    gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), *sys.argv[1:]]
+    os.execv(sys.executable, gunicorn)  # noqa: S606  the same process, so signals and systemd's sockets reach it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The standalone application, `wsgi:app`. The one module that reads the environment.
+
+    FLASKCHAT_<SETTING>         goes into app.config unchanged; deploy/README.md lists them
+    OPENAI_API_KEY  OPENAI_BASE_URL  ANTHROPIC_API_KEY      where FLASKCHAT_ has none
+    FLASKCHAT_DATA              folder of the database and the secret key; ./instance beside this file
+    SECRET_KEY                  or FLASKCHAT_SECRET_KEY; made once in that folder where neither is given
+    FLASKCHAT_TRUSTED_PROXIES   how many proxies in front set X-Forwarded-*; none
+
+Importing it opens no socket, file or database but these two: the folder and the key in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import NamedTuple
+
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from flaskchat import FlaskChat
+from flaskchat.config import load
+from flaskchat.errors import ConfigurationError
+from flaskchat.providers.registry import Registry, discover
+
+ROOT = Path(__file__).resolve().parent
+OWN = frozenset({"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES"})
+USUAL_NAMES = {
+    "OPENAI_API_KEY": "FLASKCHAT_OPENAI_API_KEY",
+    "OPENAI_BASE_URL": "FLASKCHAT_OPENAI_BASE_URL",
+    "ANTHROPIC_API_KEY": "FLASKCHAT_ANTHROPIC_API_KEY",
+}
+PROBE = 0.5
+"""Seconds that each model server on this host has to answer at start."""
+
+log = logging.getLogger("flaskchat")
+
+
+class Answering(NamedTuple):
+    """Which model answers, why, and the settings that make it so."""
+
+    model: str
+    why: str
+    settings: dict[str, str]
+
+
+def data_folder(environ: Mapping[str, str]) -> Path:
+    """The folder of the database and the key, made readable by its owner alone."""
+    folder = Path(environ.get("FLASKCHAT_DATA") or ROOT / "instance").absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"FLASKCHAT_DATA={str(folder)!r}: expected a folder: {error}") from error
+    return folder
+
+
+def secret_key(environ: Mapping[str, str], folder: Path) -> str:
+    """The key that signs the visitors' cookies.
+
+    A link fails where the name is taken, and a linked file is whole: so workers that start at once agree on one key.
+    """
+    given = environ.get("SECRET_KEY") or environ.get("FLASKCHAT_SECRET_KEY")
+    if given:
+        return given
+    path = folder / "secret_key"
+    if not path.exists():
+        descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".secret_key-")  # 0600
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32) + "\n")
+            os.link(draft, path)
+            log.info("made a secret key in %s; keep it, or visitors lose their conversations", path)
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(draft)
+    key = path.read_text(encoding="ascii").strip()
+    if not key:
+        raise ConfigurationError(f"{path} is empty: delete it, or set SECRET_KEY")
+    return key
+
+
+def configuration(environ: Mapping[str, str]) -> dict[str, str]:
+    """The FLASKCHAT_ settings that the environment gives."""
+    config = {
+        name: value for name, value in environ.items() if name.startswith("FLASKCHAT_") and name not in OWN
+    }
+    for usual, name in USUAL_NAMES.items():
+        if environ.get(usual):
+            config.setdefault(name, environ[usual])
+    config.setdefault("FLASKCHAT_URL_PREFIX", "")
+    return config
+
+
+def answering(config: Mapping[str, str]) -> Answering:
+    """The model that is set, else one whose key is set, else one found on this host, else the guide."""
+    choice = Registry(load(config)).default()
+    if choice.id == "guide" and not config.get("FLASKCHAT_MODEL"):
+        found = discover(PROBE)
+        if found is not None:
+            settings = {"FLASKCHAT_MODEL": found.id, "FLASKCHAT_OPENAI_BASE_URL": found.openai_base_url}
+            return Answering(found.id, found.why, settings)
+    return Answering(choice.id, choice.why, {"FLASKCHAT_MODEL": choice.id})
+
+
+def create_app(environ: MutableMapping[str, str] = os.environ) -> Flask:
+    """
+    :param environ: what to read in place of the process's environment.
+    :raises ConfigurationError: names the variable, its value and what was expected.
+    """
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s")
+        log.setLevel(logging.INFO)
+    folder = data_folder(environ)
+    # no static folder of its own: the chat has the root, and serves its own files
+    app = Flask("wsgi", root_path=str(ROOT), instance_path=str(folder), static_folder=None)
+    app.config.update(configuration(environ))
+    app.config.update(SECRET_KEY=secret_key(environ, folder), SESSION_COOKIE_SAMESITE="Lax")
+    chosen = app.extensions["flaskchat.answering"] = answering(app.config)
+    app.config.update(chosen.settings)
+    proxies = environ.get("FLASKCHAT_TRUSTED_PROXIES", "0") or "0"
+    if not proxies.isdecimal():
+        raise ConfigurationError(f"FLASKCHAT_TRUSTED_PROXIES={proxies!r}: expected a whole number, at least 0")
+    if count := int(proxies):
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=count)  # type: ignore[method-assign]
+    FlaskChat(app)
+    return app
+
+
+app = create_app()
