@@ -112,6 +112,8 @@ class Request(msgspec.Struct, kw_only=True):
     turns: list[Turn]
     """The branch from its first message to the question, oldest first."""
     system_prompt: str = ""
+    partial: str = ""
+    """What the reply says already, where a stopped or interrupted one is continued."""
     conversation_id: str = ""
     message_id: str = ""
     run_id: str = ""

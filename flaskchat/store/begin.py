@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Row
 from ..errors import Conflict, Invalid, NotFound
 from ..models import Turn, new_id
 from .base import Begun, Command, Lease
-from .schema import conversations, messages, requests, runs
+from .schema import conversations, journal, messages, requests, runs
 
 TITLE_CHARS = 60
 
@@ -178,7 +178,8 @@ class Beginning:
             sa.insert(runs).values(
                 id=run_id, conversation_id=conversation_id, message_id=message_id, user_message_id=question_id,
                 owner=self.owner, model=model, state="running", worker_id=self.lease.worker_id, epoch=self.lease.epoch,
-                last_seq=0, started_at=self.now,
+                first_row=sa.select(sa.func.coalesce(sa.func.max(journal.c.id), 0)).scalar_subquery(), last_seq=0,
+                started_at=self.now,
             )
         )  # fmt: skip
         self.c.execute(

@@ -72,6 +72,7 @@ runs = Table(
     Column("state", String(16), nullable=False),
     Column("worker_id", String(64), nullable=False),
     Column("epoch", Integer, nullable=False),
+    Column("first_row", Integer, nullable=False),  # of the journal, when it began: no older row is about it
     Column("last_seq", Integer, nullable=False),
     Column("upstream_closed_ms", Float),
     Column("started_at", Float, nullable=False),

@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from ..errors import Invalid
-from .base import Begun, Command, Fenced, Lease, Page, RunRow
+from .base import Begun, Command, Page, RunRow
 from .begin import Beginning
 from .engine import Database
-from .schema import conversations, messages, requests, run_events, runs, workers
+from .lease import Holding
+from .schema import conversations, messages, requests, run_events, runs
 
 
 def _stamp(seconds: float) -> str:
@@ -33,34 +32,23 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    # -- beginning a run -------------------------------------------------------------------------------------------
-
-    def begin(self, owner: str, command: Command, lease: Lease, *, register: bool, pick: Callable[[str | None], str]) -> Begun:
+    def begin(self, owner: str, command: Command, holding: Holding, pick: Callable[[str | None], str]) -> Begun:
         """Write the messages and the run that a command asks for, or find the run that it began before.
 
-        :param lease: of this worker; the run belongs to it.
-        :param register: whether the lease is new and is to be written down in the same transaction.
+        :param holding: this worker's lease; the run belongs to it.
         :param pick: which model answers, given the one the conversation had.
         :raises Fenced: the lease has been taken over; take a new one and call again.
         :raises NotFound, Conflict, Invalid: see API.md.
         """
-        return self.database.write(lambda c: self._begin(c, owner, command, lease, register, pick))
+        return self.database.write(lambda c: self._begin(c, owner, command, holding, pick))
 
     def _begin(
-        self, c: Connection, owner: str, command: Command, lease: Lease, register: bool, pick: Callable[[str | None], str]
+        self, c: Connection, owner: str, command: Command, holding: Holding, pick: Callable[[str | None], str]
     ) -> Begun:
         known = self._known(c, owner, command)
         if known is not None:
             return known
-        if register:
-            c.execute(
-                sa.insert(workers).values(
-                    id=lease.worker_id, epoch=lease.epoch, beats=0, host=socket.gethostname(), pid=os.getpid()
-                )
-            )
-        elif c.execute(sa.select(workers.c.epoch).where(workers.c.id == lease.worker_id)).scalar() != lease.epoch:
-            raise Fenced(lease.worker_id)
-        return Beginning(c, owner, command, lease, pick).write()
+        return Beginning(c, owner, command, holding.ensure(c), pick).write()
 
     def known(self, owner: str, command: Command) -> Begun | None:
         """The run that this client id began before, if it did.

@@ -77,6 +77,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("worker_id", sa.String(length=64), nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("first_row", sa.Integer(), nullable=False),
         sa.Column("last_seq", sa.Integer(), nullable=False),
         sa.Column("upstream_closed_ms", sa.Float(), nullable=True),
         sa.Column("started_at", sa.Float(), nullable=False),

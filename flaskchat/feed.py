@@ -1,0 +1,184 @@
+"""One run being written: what its source brought, numbered and encoded, and what the store will keep of it.
+
+Owned by the pump: nobody else numbers an event. Others (Stop, a deadline, a drain, the task that opens the source) only
+leave a verdict, which the next tick carries out; so threads need no lock here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+
+from . import sse
+from .errors import FlaskChatError, ModelError, ReplyTooLong
+from .live import LiveRun
+from .models import Delta, Done, Error, Event, Interrupted, Reasoning, Start, Stopped, Terminal, Tool, Usage
+from .providers.base import Source
+from .store.base import Begun, Ending
+
+logger = logging.getLogger("flaskchat")
+
+BACKLOG = 256 << 10
+"""Bytes of one run that may wait for the log; past it its source is not read, so that the model waits."""
+
+_json = msgspec.json.Encoder().encode
+
+
+class Feed:
+    """The state of one run between its start and its terminal event."""
+
+    __slots__ = (
+        "_verdict", "backlog", "begun", "bell", "closing", "fd", "heard", "heard_at", "live", "max_bytes", "pending",
+        "reasoning", "seq", "size", "source", "started_at", "terminal", "text", "tools", "upstream_closed_ms",
+    )  # fmt: skip
+
+    def __init__(self, begun: Begun, live: LiveRun, max_bytes: int) -> None:
+        self.begun = begun
+        self.live = live
+        self.max_bytes = max_bytes
+        self.source: Source | None = None
+        self.fd: int | None = None
+        self.bell: Any = None
+        """Set while a retry is waited for, so that Stop need not wait for it."""
+        self.seq = 0
+        self.pending: list[bytes] = []
+        """Frames that are not in the log yet."""
+        self.backlog = 0
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.tools: list[Tool] = []
+        self.size = 0
+        self.started_at = self.heard_at = time.monotonic()
+        self.heard = False
+        """Whether the model has sent anything yet."""
+        self.terminal: Terminal | None = None
+        self._verdict: Terminal | None = None
+        self.closing = False
+        """Whether its source is being closed: the verdict waits for that."""
+        self.upstream_closed_ms: float | None = None
+        self._number(
+            Start(
+                run_id=begun.run_id, conversation_id=begun.conversation_id, message_id=begun.message_id,
+                user_message_id=begun.user_message_id, model=begun.model, title=begun.title,
+            )
+        )  # fmt: skip
+
+    def _number(self, event: Event) -> None:
+        self.seq += 1
+        frame = sse.encode(self.seq, event)
+        self.pending.append(frame)
+        self.backlog += len(frame)
+
+    def over(self) -> bool:
+        """Whether its end is decided."""
+        return self.terminal is not None or self._verdict is not None
+
+    def decide(self, terminal: Terminal) -> bool:
+        """Leave a verdict: how the run ends, from whatever task. Only the first counts.
+
+        :returns: whether this was the first.
+        """
+        if self.over():
+            return False
+        self._verdict = terminal
+        return True
+
+    def pull(self) -> None:
+        """Take what the source has, or carry out the verdict. Never raises: a model's fault ends the run."""
+        if self.terminal is not None or self.closing:
+            return
+        if self._verdict is None:
+            source = self.source
+            if source is None or self.backlog > BACKLOG:
+                return
+            try:
+                events = source.read()
+            except ModelError as error:
+                self.decide(self.blame(error))
+            except Exception:
+                logger.exception("run %s: its source failed", self.begun.run_id)
+                self.decide(self.blame(ModelError("the source raised")))
+            else:
+                if events:
+                    self.heard, self.heard_at = True, time.monotonic()
+                    for event in events:
+                        self._accept(event)
+        if self._verdict is not None and not self.closing and self.terminal is None:
+            self._end(self._verdict)
+
+    def _accept(self, event: Event) -> None:
+        if self.terminal is not None:
+            return
+        if type(event) is Delta:
+            self.text.append(event.text)
+            self.size += len(event.text)
+        elif type(event) is Reasoning:
+            self.reasoning.append(event.text)
+            self.size += len(event.text)
+        elif type(event) is Tool:
+            self.tools.append(event)
+            self.size += len(event.arguments)
+        elif isinstance(event, Done | Error | Stopped | Interrupted):
+            self._end(event)
+            return
+        self._number(event)
+        if self.size > self.max_bytes:
+            self._end(self.blame(ReplyTooLong()))
+
+    def blame(self, error: ModelError) -> Error:
+        """What went wrong: in words for the user, in detail for the operator's log."""
+        if not self.over():
+            logger.warning("run %s: %s: %s", self.begun.run_id, error.code, error.detail or error.message)
+        return error.event()
+
+    def _end(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self._number(terminal)
+
+    def close_source(self) -> bool:
+        """:returns: whether the model's connection is closed, or there is none."""
+        source, self.source = self.source, None
+        if self.bell is not None:
+            self.bell.set()
+        if source is None:
+            return True
+        try:
+            return source.close()
+        except (FlaskChatError, OSError):
+            logger.exception("run %s: closing its source failed", self.begun.run_id)
+            return False
+
+    def ending(self, frames: list[bytes]) -> Ending:
+        """What the store keeps.
+
+        :param frames: the run's last frames, which are not in `live` yet.
+        """
+        terminal = self.terminal
+        assert terminal is not None
+        usage: Usage | None = terminal.usage if isinstance(terminal, Done) else None
+        return Ending(
+            run_id=self.begun.run_id,
+            message_id=self.begun.message_id,
+            conversation_id=self.begun.conversation_id,
+            state=terminal.event,  # type: ignore[arg-type]
+            text="".join(self.text),
+            parts=encode_parts("".join(self.reasoning), self.tools),
+            finish_reason=terminal.finish_reason if isinstance(terminal, Done) else None,
+            usage=_json(usage) if usage is not None else None,
+            error=_json(terminal) if isinstance(terminal, Error) else None,
+            upstream_closed_ms=self.upstream_closed_ms,
+            last_seq=self.seq,
+            frames=b"".join(self.live.frames) + b"".join(frames),
+        )
+
+
+def encode_parts(reasoning: str, tools: list[Tool]) -> bytes:
+    """JSON of a message's parts that are not text."""
+    parts: list[dict[str, str]] = []
+    if reasoning:
+        parts.append({"type": "reasoning", "text": reasoning})
+    parts.extend({"type": "tool", "id": tool.id, "name": tool.name, "arguments": tool.arguments} for tool in tools)
+    return _json(parts)

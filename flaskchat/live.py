@@ -1,0 +1,167 @@
+"""The live runs in memory: events as encoded bytes, and who waits for them.
+
+Holds this worker's runs and, while it follows the journal, those of the host's other workers. A run is only ever appended
+to, in the order of its seqs; what stands in it has been committed to the log before. Knows nothing of sockets.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from .log.base import Append
+
+CHUNK = 65536
+"""Bytes of one joined write to a reader that is behind."""
+
+
+class Bell(Protocol):
+    def wake(self) -> None: ...
+
+
+class LiveRun:
+    """One run's events from `base + 1` on, each as its frame."""
+
+    __slots__ = ("base", "bells", "closed", "ended", "ended_at", "frames", "held", "own", "run_id", "size")
+
+    def __init__(self, run_id: str, *, own: bool) -> None:
+        self.run_id = run_id
+        self.own = own
+        self.base = 0
+        """How many of the first events are not held any more."""
+        self.frames: list[bytes] = []
+        self.size = 0
+        self.ended = False
+        """The last frame is the terminal one."""
+        self.closed = False
+        """Nothing more will come from here, though the run has not ended: its readers go elsewhere."""
+        self.ended_at = 0.0
+        self.bells: set[Bell] = set()
+        self.held: list[Append] | None = None
+        """While the run's past is being read from the log: what was appended meanwhile."""
+
+    @property
+    def last_seq(self) -> int:
+        return self.base + len(self.frames)
+
+    def extend(self, frames: list[bytes], ended: bool) -> None:
+        self.frames.extend(frames)
+        self.size += sum(map(len, frames))
+        if ended:
+            self.ended = True
+            self.ended_at = time.monotonic()
+
+    def wake(self) -> None:
+        for bell in tuple(self.bells):
+            bell.wake()
+
+    def close(self) -> None:
+        self.closed = True
+        self.wake()
+
+    def take(self, cursor: int) -> tuple[bytes, int]:
+        """Frames after `cursor`, joined, at most about CHUNK bytes, and the cursor after them.
+
+        :raises LookupError: events after the cursor are not held here any more; the log has them.
+        """
+        frames, index = self.frames, cursor - self.base
+        if index < 0:
+            raise LookupError(self.run_id)
+        waiting = len(frames) - index
+        if waiting <= 0:
+            return b"", cursor
+        if waiting == 1:
+            return frames[index], cursor + 1
+        size, end = 0, index
+        while end < len(frames) and size < CHUNK:
+            size += len(frames[end])
+            end += 1
+        return b"".join(frames[index:end]), self.base + end
+
+
+class Live:
+    """The live runs of this worker's memory, by id."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """:param max_bytes: of others' runs that are held; past it the oldest events of the longest are let go."""
+        self._max_bytes = max_bytes
+        self.watchers = 0
+        """How many wait here for runs of other workers."""
+        self._runs: dict[str, LiveRun] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def get(self, run_id: str) -> LiveRun | None:
+        return self._runs.get(run_id)
+
+    def add(self, run: LiveRun) -> LiveRun:
+        self._runs[run.run_id] = run
+        return run
+
+    def drop(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+
+    def watch(self, run: LiveRun, bell: Bell) -> None:
+        """Ring `bell` when the run moves or is closed."""
+        run.bells.add(bell)
+        self.watchers += not run.own
+
+    def unwatch(self, run: LiveRun, bell: Bell) -> None:
+        if bell in run.bells:
+            run.bells.discard(bell)
+            self.watchers -= not run.own
+
+    def foreign(self) -> list[LiveRun]:
+        return [run for run in self._runs.values() if not run.own]
+
+    def apply(self, entry: Append) -> None:
+        """Take in what another worker has appended. What is there already is passed over; after a gap the run is closed."""
+        run = self._runs.get(entry.run_id)
+        if run is None:
+            if entry.seq != 1:
+                return  # its beginning was never seen; a reader that asks for it makes us look again
+            run = self.add(LiveRun(entry.run_id, own=False))
+        if run.own or run.ended or run.closed:
+            return
+        if run.held is not None:
+            run.held.append(entry)
+            return
+        skip = run.last_seq + 1 - entry.seq
+        if skip < 0:
+            self.drop(run.run_id)
+            run.close()
+            return
+        if skip < len(entry.frames):
+            run.extend(entry.frames[skip:] if skip else entry.frames, entry.ended)
+            run.wake()
+
+    def loading(self, run_id: str) -> LiveRun:
+        """A run whose past is about to be read from the log: appends wait until `loaded`."""
+        run = self.add(LiveRun(run_id, own=False))
+        run.held = []
+        return run
+
+    def loaded(self, run: LiveRun, past: list[Append]) -> None:
+        held, run.held = run.held or [], None
+        for entry in [*past, *held]:
+            self.apply(entry)
+
+    def tidy(self, *, keep_ended: float) -> None:
+        """Let go of others' runs that ended `keep_ended` seconds ago, and of the oldest events past the limit."""
+        now = time.monotonic()
+        foreign = self.foreign()
+        for run in foreign:
+            if run.ended and now - run.ended_at > keep_ended:
+                self.drop(run.run_id)
+        total = sum(run.size for run in foreign)
+        for run in sorted(foreign, key=lambda run: run.size, reverse=True):
+            if total <= self._max_bytes:
+                break
+            total -= run.size
+            run.base, run.frames, run.size = run.last_seq, [], 0
+
+    def close(self) -> None:
+        for run in list(self._runs.values()):
+            run.close()
+        self._runs.clear()

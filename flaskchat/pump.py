@@ -1,0 +1,278 @@
+"""The tick: gather what every source has, commit it as one row of the log, wake the readers of the runs that moved.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. One task per worker does it for all runs. A greenlet, timer, lock or commit per run or token is what makes others dear.
+ 2. A tick comes at once after silence, then at most every TICK seconds: what came in between is one event per run.
+ 3. The commit runs in a native thread (its file may be slow), and nothing is gathered meanwhile: the models' sockets hold
+    what comes, and the next tick has it all.
+ 4. When the log cannot be written, what was gathered is kept and tried again; past a bound the sources are not read. Heartbeats,
+    deadlines and Stop go on, because the log is asked with a short patience.
+ 5. Nothing is published before the commit, and everything in the order of the commits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from . import tasks
+from .feed import Feed
+from .live import Live
+from .log.base import Append, Entry, Log, LogUnavailable, Stop
+from .poller import READ, Poller
+from .store.base import Ending, Fenced, Lease
+
+logger = logging.getLogger("flaskchat")
+
+TICK = 0.02
+IDLE = 5.0
+STOP_POLL = 0.05
+"""Seconds between looks at the log for a Stop from another worker, while our models are silent."""
+UNFOLLOW_AFTER = 30.0
+
+
+class Ready(Protocol):
+    def on_ready(self) -> None:
+        """Its descriptor is ready: the client hung up."""
+
+
+class Pump:
+    """One per worker."""
+
+    def __init__(self, log: Log, live: Live, lease: Callable[[], Lease], *, check_period: float) -> None:
+        """:param lease: this worker's, as it is at the moment.
+        :param check_period: seconds between calls of the `checks`.
+        """
+        self.log = log
+        self.live = live
+        self._lease = lease
+        self.poller = Poller()
+        self.feeds: dict[str, Feed] = {}
+        self.checks: list[Callable[[float], None]] = []
+        """Called with the monotonic time every `check_period` seconds: deadlines, heartbeats, the drain."""
+        self.on_stop: Callable[[Stop], None] = lambda stop: None
+        self.on_fenced: Callable[[Lease], None] = lambda lease: None
+        self.busy: Callable[[], bool] = lambda: False
+        """Whether `checks` have anything to look at though no run is live here."""
+        self.unavailable_since: float | None = None
+        """Since when the log has refused every commit (monotonic)."""
+        self._check_period = check_period
+        self._next_check = 0.0
+        self._touched: deque[Feed] = deque()
+        self._again: list[Feed] = []
+        self._news: list[Entry] = []
+        self._thread = tasks.Offloader(1)
+        self._following = False
+        self._needed_at = 0.0
+        self._refreshers: list[tasks.Waiter] = []
+        self._task: tasks.Task | None = None
+        self._closing = False
+
+    def start(self) -> None:
+        self._task = tasks.spawn(self._run, name="flaskchat-pump")
+
+    # -- from other tasks ------------------------------------------------------------------------------------------
+
+    def add(self, feed: Feed) -> None:
+        """Take a new run in; its start event goes out with the next tick."""
+        self.feeds[feed.begun.run_id] = feed
+        self.touch(feed)
+
+    def watch(self, feed: Feed) -> None:
+        """The feed's source is open: read it from now on."""
+        source = feed.source
+        if source is None:
+            return
+        feed.fd = source.fileno()
+        if feed.fd is not None:
+            self.poller.register(feed.fd, READ, feed)
+        self.touch(feed)
+
+    def touch(self, feed: Feed) -> None:
+        """Something about the feed changed: look at it in the next tick."""
+        self._touched.append(feed)
+        self.poller.ring()
+
+    def let_go(self, feed: Feed) -> bool:
+        """Close the feed's source.
+
+        :returns: whether the model's connection is closed.
+        """
+        if feed.fd is not None:
+            self.poller.unregister(feed.fd)
+            feed.fd = None
+        return feed.close_source()
+
+    def refresh(self) -> None:
+        """Return when everything that was in the log at the time of the call is in `live`; starts to follow the log."""
+        self._needed_at = time.monotonic()
+        waiter = tasks.waiter()
+        self._refreshers.append(waiter)
+        self.poller.ring()
+        if not self._closing:
+            waiter.wait()
+
+    def abandon(self) -> None:
+        """The lease is lost: another worker ends our runs. Forget them, and send their readers there."""
+        for feed in list(self.feeds.values()):
+            self.let_go(feed)
+            self.live.drop(feed.begun.run_id)
+            feed.live.close()
+        self.feeds.clear()
+        self._touched.clear()
+
+    def read(self, run_id: str) -> list[Append]:
+        """One run's entries, from the log's beginning. Waits its turn behind the tick.
+
+        :raises LogUnavailable: the log cannot be read at the moment.
+        """
+        return self._thread.call(self.log.read, run_id)
+
+    def close(self, timeout: float) -> None:
+        """Commit what is pending and end; at most `timeout` seconds."""
+        self._closing = True
+        self.poller.ring()
+        if self._task is not None:
+            self._task.join(timeout)
+        if self._task is None or not self._task.is_alive():
+            self._thread.call(self.log.close)
+            self.poller.close()
+        self._thread.close()
+
+    # -- the tick --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        last = 0.0
+        try:
+            while not (self._closing and not self.feeds):
+                if not self._closing:
+                    self.poller.wait(self._patience())
+                    early = last + TICK - time.monotonic()
+                    if early > 0:
+                        tasks.sleep(early)
+                else:
+                    tasks.sleep(TICK)
+                last = time.monotonic()
+                try:
+                    self._tick(last)
+                except Exception:
+                    logger.exception("a tick failed; its runs go on with the next")
+                    tasks.sleep(0.1)
+        finally:
+            self._closing = True
+            for waiter in self._refreshers:
+                waiter.wake()
+
+    def _patience(self) -> float:
+        """Seconds that may be waited for a socket or the bell."""
+        if self._refreshers:
+            return 0.0
+        if self._touched or self._again:
+            return STOP_POLL if self.unavailable_since is not None else 0.0
+        if self.live.watchers:
+            return TICK
+        if self.feeds:
+            return min(STOP_POLL, self._check_period)
+        return self._check_period if self.busy() else IDLE
+
+    def _tick(self, now: float) -> None:
+        refreshers, self._refreshers = self._refreshers, []
+        try:
+            touched = self._gather()
+            if now >= self._next_check:
+                self._next_check = now + self._check_period
+                for check in self.checks:
+                    check(now)
+            self._commit(now, touched)
+        except LogUnavailable as error:
+            if self.unavailable_since is None:
+                self.unavailable_since = now
+                logger.warning("the log cannot be used, trying again: %s", error)
+            self._refreshers.extend(refreshers)
+            refreshers = []
+        else:
+            if self.unavailable_since is not None:
+                logger.warning("the log can be used again after %.1f s", now - self.unavailable_since)
+                self.unavailable_since = None
+        finally:
+            for waiter in refreshers:
+                waiter.wake()
+
+    def _gather(self) -> list[Feed]:
+        """Read every source that has something; returns the feeds that were looked at."""
+        touched = dict.fromkeys(self._again)
+        while self._touched:
+            touched[self._touched.popleft()] = None
+        for owner in self.poller.ready():
+            if type(owner) is Feed:
+                touched[owner] = None
+            else:
+                owner.on_ready()
+        self._again = []
+        for feed in touched:
+            feed.pull()
+            if feed.terminal is not None:
+                self.let_go(feed)
+            elif getattr(feed.source, "pending", False):
+                self._again.append(feed)  # decrypted bytes, or an error, that the selector cannot see
+        return list(touched)
+
+    def _commit(self, now: float, touched: list[Feed]) -> None:
+        moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
+        if self.feeds:
+            self._needed_at = now
+        follow = self.live.watchers > 0 or now - self._needed_at < UNFOLLOW_AFTER
+        if not moved and not follow:
+            self._stop_following()
+            return
+        entries, endings = [], []
+        for feed, frames, ended in moved:
+            feed.pending = []
+            entries.append(Append(feed.begun.run_id, feed.seq - len(frames) + 1, frames, ended))
+            if ended:
+                endings.append(feed.ending(frames))
+        lease = self._lease()
+        try:
+            self._thread.call(self._turn, lease, entries, endings, follow)
+        except BaseException as error:
+            for feed, frames, _ in moved:
+                feed.pending = frames + feed.pending
+                self._touched.append(feed)
+            if isinstance(error, Fenced):
+                self.on_fenced(lease)
+                return
+            raise
+        for feed, frames, ended in moved:
+            self._publish(feed, frames, ended)
+        news, self._news = self._news, []
+        for entry in news:
+            if type(entry) is Append:
+                self.live.apply(entry)
+            elif type(entry) is Stop:
+                self.on_stop(entry)
+
+    def _turn(self, lease: Lease, entries: list[Append], endings: list[Ending], follow: bool) -> None:
+        """In the native thread: append, then see what is new."""
+        if follow and not self._following:
+            self._news = self.log.follow()
+            self._following = True
+        self._news.extend(self.log.turn(lease, entries, endings))
+
+    def _publish(self, feed: Feed, frames: list[bytes], ended: bool) -> None:
+        feed.backlog = sum(map(len, feed.pending))
+        feed.live.extend(frames, ended)
+        if ended:
+            self.feeds.pop(feed.begun.run_id, None)
+            self.live.drop(feed.begun.run_id)
+        feed.live.wake()
+
+    def _stop_following(self) -> None:
+        if self._following:
+            self._following = False
+            for run in self.live.foreign():
+                self.live.drop(run.run_id)
+                run.close()

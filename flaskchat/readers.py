@@ -1,0 +1,325 @@
+"""Following a log from a cursor: replay, then live, as one loop. Heartbeats; vanished, slow and stalled readers.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. A reader is an iterator with `close`, not a generator: a generator that was never started runs no `finally`, and the
+    server drops responses before their first byte. It holds nothing of Flask's: an application context kept for the
+    length of a stream would keep the host's database connections with it.
+ 2. It has no queue. It has a cursor into events that all readers share, and takes what is there, joined, at most CHUNK
+    bytes a time; so a slow reader costs the same as a fast one.
+ 3. It has no timer. The pump's checks look at all readers and wake those that are due a heartbeat.
+ 4. The client's FIN is watched for by the pump's selector. A server that waits to write notices only with its second
+    write, which may be two heartbeats later.
+ 5. A client that does not read blocks its own writer only. It is cut off by `check`, which shuts its socket down, and by
+    TCP_USER_TIMEOUT where the network is gone; the send buffer is bounded, so it does not pin megabytes of the kernel's.
+ 6. A stream that ends without a terminal event means: come back with the last id. So a worker that leaves, a run whose
+    memory was let go of and a log that is gone for long all end the stream, and need no words of their own.
+ 7. `retry:` goes into the first frame, each with its own jitter, so that a worker's readers do not come back at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import sse, tasks
+from .config import Settings
+from .errors import NotFound, Unavailable
+from .feed import Feed
+from .live import CHUNK, Live, LiveRun
+from .log.base import LogUnavailable
+from .models import Reset
+from .poller import HANGUP
+from .pump import Pump
+from .replay import Replay
+from .store.sql import Store
+
+KEEP_ENDED = 10.0
+"""Seconds another worker's ended run stays in memory for readers that come back."""
+LOG_PATIENCE = 15.0
+"""Seconds without a usable log after which readers are sent away to try elsewhere."""
+
+
+class Reader:
+    """One response that follows one live run."""
+
+    __slots__ = (
+        "_closed", "_first", "_gone", "_owner", "_prefix", "_socket", "_waiter", "cursor", "fd", "idle_since", "run",
+        "writing_since",
+    )  # fmt: skip
+
+    def __init__(self, owner: Readers, run: LiveRun, cursor: int, prefix: bytes, first: bytes, sock: Any) -> None:
+        """:param prefix: goes in front of the first frame.
+        :param first: a frame that comes before the log's, such as a reset.
+        :param sock: the client's socket where the server gives it, to be watched and bounded.
+        """
+        self._owner = owner
+        self.run = run
+        self.cursor = cursor
+        self._prefix = prefix
+        self._first = first
+        self._socket = sock
+        self._gone = False
+        self._closed = False
+        self._waiter = tasks.waiter()
+        self.fd: int | None = None
+        self.idle_since = time.monotonic()
+        self.writing_since = 0.0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self.writing_since = 0.0
+        while True:
+            data = self._take()
+            if data:
+                if self._prefix:
+                    data, self._prefix = self._prefix + data, b""
+                return self._write(data)
+            if self.run.ended or self.run.closed or self._gone or self._closed or self._owner.leaving:
+                raise StopIteration
+            if time.monotonic() - self.idle_since >= self._owner.heartbeat:
+                return self._write(sse.HEARTBEAT)
+            self._waiter.wait()
+
+    def _take(self) -> bytes:
+        if self._first:
+            data, self._first = self._first, b""
+            return data
+        if self._gone or self._closed:
+            return b""
+        try:
+            data, self.cursor = self.run.take(self.cursor)
+        except LookupError:
+            data = self._owner.from_log(self)
+        return data
+
+    def _write(self, data: bytes) -> bytes:
+        self.idle_since = self.writing_since = time.monotonic()
+        return data
+
+    def wake(self) -> None:
+        self._waiter.wake()
+
+    def on_ready(self) -> None:
+        """The client has closed its side."""
+        self._gone = True
+        if self.fd is not None:
+            self._owner.pump.poller.unregister(self.fd)
+            self.fd = None
+        self._waiter.wake()
+
+    def cut(self) -> None:
+        """End the writing that waits for a client which does not read."""
+        self._gone = True
+        with contextlib.suppress(OSError, AttributeError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._owner.detach(self)
+
+
+class Finished:
+    """One response with the events of a finished run."""
+
+    def __init__(self, data: bytes) -> None:
+        self._chunks = iter([data[i : i + CHUNK] for i in range(0, len(data), CHUNK)])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        pass
+
+
+class Readers:
+    """All readers of one worker."""
+
+    def __init__(self, settings: Settings, pump: Pump, live: Live, store: Store, *, capacity: int) -> None:
+        """:param capacity: open streams at most, so that other requests always find a place."""
+        self.pump = pump
+        self.heartbeat = settings.heartbeat
+        self.capacity = capacity
+        self.leaving = False
+        self._live = live
+        self._store = store
+        self._retry = settings.retry
+        self._stall = settings.stall_timeout
+        self._send_buffer = settings.send_buffer
+        self._open: set[Reader] = set()
+        self._reserved = 0
+        pump.checks.append(self.check)
+        pump.busy = lambda: bool(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def admit(self) -> None:
+        """Whether one more stream has a place here.
+
+        :raises Unavailable: `full`, `draining` or `log_unavailable`.
+        """
+        if self.leaving:
+            raise Unavailable("This worker is leaving; try again.", code="draining", retry_after=1)
+        if len(self._open) >= self.capacity:
+            raise Unavailable("All streams of this worker are taken.", code="full", retry_after=2)
+        since = self.pump.unavailable_since
+        if since is not None and time.monotonic() - since > 1.0:
+            raise Unavailable("Replies cannot be kept at the moment.", code="log_unavailable", retry_after=2)
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+
+    def follow(self, run_id: str, owner: str, last_event_id: str | None, sock: Any) -> Reader | Finished | None:
+        """A response that follows a run, from wherever it is.
+
+        :param last_event_id: as the client sent it; absent: from the start.
+        :returns: None when the cursor stands at the terminal event (204).
+        :raises NotFound: no such run, or not this owner's.
+        :raises Unavailable: no place for one more stream.
+        """
+        self.admit()
+        run = self._locate(run_id, owner)
+        cursor = _cursor(last_event_id)
+        if run is None:
+            return self._finished(run_id, cursor)
+        if cursor is None or cursor > run.last_seq:
+            return self.attach(run, run.last_seq, sock, first=self._reset(run))
+        if run.ended and cursor == run.last_seq:
+            return None
+        return self.attach(run, cursor, sock)
+
+    def attach(self, run: LiveRun, cursor: int, sock: Any, *, first: bytes = b"") -> Reader:
+        retry = sse.retry(int(self._retry * 1000 * random.uniform(0.5, 1.5)))
+        reader = Reader(self, run, cursor, retry, first, sock)
+        self._live.watch(run, reader)
+        self._open.add(reader)
+        if sock is not None:
+            self._prepare(reader, sock)
+        return reader
+
+    def detach(self, reader: Reader) -> None:
+        if reader.fd is not None:
+            self.pump.poller.unregister(reader.fd)
+            reader.fd = None
+        self._live.unwatch(reader.run, reader)
+        self._open.discard(reader)
+        reader.wake()
+
+    def _prepare(self, reader: Reader, sock: Any) -> None:
+        with contextlib.suppress(OSError):  # a Unix socket knows neither TCP nor, behind a proxy, a client that stalls
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
+            if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._stall * 1000))
+        with contextlib.suppress(OSError, ValueError):
+            fd = sock.fileno()
+            self.pump.poller.register(fd, HANGUP, reader)
+            reader.fd = fd
+
+    def _locate(self, run_id: str, owner: str) -> LiveRun | None:
+        """The run in memory, brought there if another worker writes it; None if it has ended.
+
+        :raises NotFound:
+        """
+        feed: Feed | None = self.pump.feeds.get(run_id)
+        if feed is not None:
+            if feed.begun.owner != owner:
+                raise NotFound("There is no such run.")
+            return feed.live
+        row = self._store.run(run_id, owner)
+        if row is None:
+            raise NotFound("There is no such run.")
+        if row.state != "running":
+            return None
+        return self.bring(run_id)
+
+    def bring(self, run_id: str) -> LiveRun:
+        """A run that another worker writes, as far as it is in the log by now."""
+        self.pump.refresh()
+        feed = self.pump.feeds.get(run_id)
+        run = feed.live if feed is not None else self._live.get(run_id)
+        if run is None:
+            run = self._live.loading(run_id)
+            try:
+                self._live.loaded(run, self.pump.read(run_id))
+            except LogUnavailable:
+                self._live.drop(run_id)
+                run.close()
+                raise Unavailable(
+                    "Replies cannot be read at the moment.", code="log_unavailable", retry_after=2
+                ) from None
+        return run
+
+    def _finished(self, run_id: str, cursor: int | None) -> Finished | None:
+        frames = self._store.frames(run_id) or b""
+        start = 0
+        if cursor is not None and cursor > 0:
+            start = frames.find(b"\n\nid: %d\n" % (cursor + 1)) + 2
+            if start == 1:
+                if frames.startswith(b"id: %d\n" % cursor) or b"\n\nid: %d\n" % cursor in frames:
+                    return None
+                cursor = None
+        retry = sse.retry(int(self._retry * 1000))
+        if cursor is None:
+            # The terminal event follows the reset, so that whoever lost its place still learns how the run ended.
+            start = frames.rfind(b"\n\nid: ") + 2
+            last = int(frames[start + 4 : frames.index(b"\n", start)])
+            return Finished(retry + sse.encode_reset(Reset(last - 1, Replay([frames]).text)) + frames[start:])
+        return Finished(retry + frames[start:])
+
+    def _reset(self, run: LiveRun) -> bytes:
+        return sse.encode_reset(Reset(run.last_seq, Replay(self._past(run)).text))
+
+    def _past(self, run: LiveRun) -> list[bytes]:
+        if run.base == 0:
+            return list(run.frames)
+        past: list[bytes] = []
+        for entry in self.pump.read(run.run_id):
+            past.extend(entry.frames[max(len(past) + 1 - entry.seq, 0) :])
+        return past[: run.last_seq]
+
+    def from_log(self, reader: Reader) -> bytes:
+        """Events that memory has let go of."""
+        try:
+            past = self._past(reader.run)[reader.cursor : reader.run.base]
+        except LogUnavailable:
+            past = []
+        if not past:
+            reader.run.close()
+        reader.cursor += len(past)
+        return b"".join(past)
+
+    # -- looked at by the pump -------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        since = self.pump.unavailable_since
+        hopeless = since is not None and now - since > LOG_PATIENCE
+        for reader in tuple(self._open):
+            if reader.writing_since and now - reader.writing_since > self._stall:
+                reader.cut()
+            elif hopeless:
+                reader.on_ready()
+            elif now - reader.idle_since >= self.heartbeat:
+                reader.wake()
+        self._live.tidy(keep_ended=KEEP_ENDED)
+
+    def leave(self) -> None:
+        """The worker is going: end every stream after what is there for it."""
+        self.leaving = True
+        for reader in tuple(self._open):
+            reader.wake()
+
+
+def _cursor(last_event_id: str | None) -> int | None:
+    """:returns: the seq; 0 for no cursor; None for one that is none of ours."""
+    if last_event_id is None or last_event_id == "":
+        return 0
+    if last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 15:
+        return int(last_event_id)
+    return None

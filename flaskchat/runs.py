@@ -1,0 +1,276 @@
+"""The life of a run: start, the attempts to open its source, deadlines, Stop, the drain.
+
+A run belongs to a worker, not to a request: the client may leave. What happens between its start and its terminal event is
+the pump's; here stands who decides that it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from . import tasks
+from .config import Settings
+from .errors import ModelBusy, ModelError, ModelTimeout, ModelUnreachable, NotFound, Unavailable
+from .feed import Feed
+from .live import Live, LiveRun
+from .log.base import Stop
+from .log.journal import VERSION, encode_row
+from .models import Interrupted, Request, Stopped, Terminal
+from .providers.base import Provider
+from .pump import Pump
+from .readers import Readers
+from .store.base import Begun, Command, Fenced, Lease, RunRow
+from .store.lease import Holding
+from .store.schema import journal
+from .store.sql import Store
+from .sweep import CONTROL
+
+logger = logging.getLogger("flaskchat")
+
+STOP_PATIENCE = 15.0
+"""Seconds a Stop waits for the run's end; a worker that is gone is noticed within them."""
+FORGET_STOP = 30.0
+
+LEAVING = "The server was restarted while it wrote this reply. What it had written is kept."
+
+
+class Models(Protocol):
+    """The choice of models, as the registry makes it."""
+
+    def resolve(self, model_id: str) -> tuple[Provider, str]:
+        """The provider of a model id, and the model's name there."""
+
+    def pick(self, asked: str | None, before: str | None) -> str:
+        """The model that answers: the one asked for, else the conversation's, else the default.
+
+        :raises Invalid: the one asked for is not offered.
+        """
+
+
+class Runs:
+    """The runs of one worker."""
+
+    def __init__(
+        self, settings: Settings, store: Store, live: Live, pump: Pump, readers: Readers, holding: Holding, models: Models
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._live = live
+        self._pump = pump
+        self._readers = readers
+        self._holding = holding
+        self._models = models
+        self._early_stops: dict[str, float] = {}
+        """Stops that came before their run was here, and when (monotonic)."""
+        self._drain_until: float | None = None
+        pump.checks.append(self.check)
+        pump.on_stop = self._stop_asked
+        pump.on_fenced = self.fenced
+
+    def busy(self) -> bool:
+        return bool(self._pump.feeds)
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def start(self, owner: str, command: Command) -> tuple[Begun, LiveRun | None]:
+        """Carry a command out: one generation per client id, however often it is repeated.
+
+        :returns: the run, and its events where this call began it.
+        :raises RequestError: see API.md; always before any call to a model.
+        """
+        if self._readers.leaving or len(self._pump.feeds) >= self._settings.max_runs:
+            known = self._store.known(owner, command)
+            if known is not None:
+                return known, None
+            if self._readers.leaving:
+                raise Unavailable("This worker is leaving; try again.", code="draining", retry_after=1)
+            raise Unavailable("As many replies as fit are being written.", code="full", retry_after=5)
+        for _ in range(3):
+            lease = self._holding.lease
+            try:
+                begun = self._store.begin(
+                    owner, command, self._holding, lambda before: self._models.pick(command.model, before)
+                )
+                break
+            except Fenced:
+                self.fenced(lease)
+        else:
+            raise Unavailable("This worker could not renew its lease.", code="store_unavailable", retry_after=2)
+        if not begun.created:
+            return begun, None
+        feed = Feed(begun, self._live.add(LiveRun(begun.run_id, own=True)), self._settings.max_reply_bytes)
+        self._pump.add(feed)
+        stopped_at = self._early_stops.pop(begun.run_id, None)
+        if stopped_at is not None:
+            self.end(feed, Stopped(), stopped_at)
+        else:
+            tasks.spawn(self._open, feed, name="flaskchat-open")
+        return begun, feed.live
+
+    def _open(self, feed: Feed) -> None:
+        """Ask the model, as often as is allowed before its first byte. In a task of its own, which ends with the head."""
+        try:
+            self._attempt(feed)
+        except ModelError as error:
+            feed.decide(feed.blame(error))
+        except Exception:
+            logger.exception("run %s: its source could not be opened", feed.begun.run_id)
+            feed.decide(feed.blame(ModelError("opening the source failed")))
+        self._pump.touch(feed)
+
+    def _attempt(self, feed: Feed) -> None:
+        begun = feed.begun
+        provider, name = self._models.resolve(begun.model)
+        request = Request(
+            model=name, turns=begun.turns, system_prompt=begun.system_prompt or self._settings.system_prompt,
+            partial=begun.partial, conversation_id=begun.conversation_id, message_id=begun.message_id, run_id=begun.run_id,
+            owner=begun.owner,
+        )  # fmt: skip
+        deadline = feed.started_at + self._settings.first_byte_timeout
+        for attempt in range(self._settings.retries + 1):
+            source = provider.source(request)
+            if hasattr(source, "on_ready"):
+                source.on_ready = lambda: self._pump.touch(feed)
+            feed.source = source
+            if feed.over():  # stopped while no source was there to close
+                feed.close_source()
+                return
+            try:
+                source.open()
+            except (ModelBusy, ModelUnreachable) as error:
+                source.close()
+                delay = error.retry_after
+                if delay is None:
+                    delay = min(8.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
+                if feed.over() or attempt == self._settings.retries or time.monotonic() + delay > deadline:
+                    raise
+                logger.info("run %s: %s, trying again in %.1f s", begun.run_id, error.code, delay)
+                feed.bell = tasks.Event()
+                feed.source = None
+                if not feed.over():
+                    feed.bell.wait(delay)
+                feed.bell = None
+                if feed.over():
+                    return
+            else:
+                self._pump.watch(feed)
+                return
+
+    # -- the end, decided from outside -----------------------------------------------------------------------------
+
+    def end(self, feed: Feed, terminal: Terminal, asked_at: float | None = None) -> None:
+        """End a run of this worker now.
+
+        :param asked_at: monotonic time of the Stop, from which the closing of the model's connection is measured.
+        """
+        feed.closing = True
+        if feed.decide(terminal):
+            closed = self._pump.let_go(feed)
+            if closed and asked_at is not None:
+                feed.upstream_closed_ms = round(max(0.0, time.monotonic() - asked_at) * 1000, 1)
+        feed.closing = False
+        self._pump.touch(feed)
+
+    def stop(self, run_id: str, owner: str) -> RunRow:
+        """Stop a run, on whatever worker it is, and wait for its end.
+
+        :raises NotFound: no such run, or not this owner's.
+        """
+        asked_at = time.monotonic()
+        row = self._row(run_id, owner)
+        asked = False
+        while row.state == "running" and time.monotonic() - asked_at < STOP_PATIENCE:
+            feed = self._pump.feeds.get(run_id)
+            if feed is None and not asked:
+                self._ask(Stop(run_id, asked_at))
+                asked = True
+            run = feed.live if feed is not None else self._readers.bring(run_id)
+            ended = _Ended(run)
+            self._live.watch(run, ended)
+            try:
+                if feed is not None:
+                    self.end(feed, Stopped(), asked_at)
+                ended.wait(STOP_PATIENCE)
+            finally:
+                self._live.unwatch(run, ended)
+            row = self._row(run_id, owner)
+        return row
+
+    def _ask(self, stop: Stop) -> None:
+        """Put a Stop into the journal, for the worker that has the run."""
+        insert = sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row([stop]))
+        self._store.database.write(lambda c: c.execute(insert))
+
+    def _row(self, run_id: str, owner: str) -> RunRow:
+        row = self._store.run(run_id, owner)
+        if row is None:
+            raise NotFound("There is no such run.")
+        return row
+
+    def _stop_asked(self, stop: Stop) -> None:
+        feed = self._pump.feeds.get(stop.run_id)
+        if feed is not None:
+            # Not in the pump's own task: closing a generator may wait a moment.
+            tasks.spawn(self.end, feed, Stopped(), stop.asked_at)
+        else:
+            self._early_stops[stop.run_id] = stop.asked_at
+
+    def fenced(self, lease: Lease) -> None:
+        """The lease is lost: forget what was under it, and take another."""
+        if self._holding.renew(lease):
+            logger.warning("the lease %s was taken over while this worker was held up; its runs are ended", lease.worker_id)
+            self._pump.abandon()
+
+    # -- looked at by the pump -------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        s = self._settings
+        for feed in list(self._pump.feeds.values()):
+            if feed.over():
+                continue
+            detail = None
+            if now - feed.started_at > s.run_timeout:
+                detail = f"the reply took more than {s.run_timeout:g} s"
+            elif not feed.heard and now - feed.started_at > s.first_byte_timeout:
+                detail = f"nothing came within {s.first_byte_timeout:g} s"
+            elif feed.heard and now - feed.heard_at > s.gap_timeout and self._pump.unavailable_since is None:
+                detail = f"silent for {s.gap_timeout:g} s"
+            if detail is not None:
+                self.end(feed, feed.blame(ModelTimeout(detail)))
+            elif self._drain_until is not None and now >= self._drain_until:
+                self.end(feed, Interrupted(LEAVING))
+        for run_id, asked_at in list(self._early_stops.items()):
+            if now - asked_at > FORGET_STOP:
+                del self._early_stops[run_id]
+
+    def drain(self) -> None:
+        """The worker is going: take nothing new, and end what is not done when the drain's time is over."""
+        if self._drain_until is None:
+            self._drain_until = time.monotonic() + self._settings.drain
+
+    def wait(self) -> None:
+        """Until no run is left, at most the rest of the drain's time and a moment for the last commit."""
+        assert self._drain_until is not None
+        while self.busy() and time.monotonic() < self._drain_until + 2.0:
+            tasks.sleep(0.02)
+
+
+class _Ended:
+    """A bell that rings once its run has ended or is closed."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self._event = tasks.Event()
+        self._run = run
+
+    def wake(self) -> None:
+        if self._run.ended or self._run.closed:
+            self._event.set()
+
+    def wait(self, timeout: float) -> None:
+        self.wake()
+        self._event.wait(timeout)

@@ -1,0 +1,121 @@
+"""Everything of one application that lives in one worker process: opened at first use, after the fork; closed at exit.
+
+The only place where the rooms below are put together.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import server, tasks
+from .config import Settings
+from .live import Live
+from .log.journal import Journal
+from .pump import Pump
+from .readers import Readers
+from .runs import Models, Runs
+from .store import migrate
+from .store.engine import Database
+from .store.lease import Holding
+from .store.sql import Store
+from .sweep import Sweeper
+
+logger = logging.getLogger("flaskchat")
+
+
+class Runtime:
+    """:param url: of the database.
+    :raises ConfigurationError: the database or the server's kind of worker cannot be used.
+    """
+
+    def __init__(self, settings: Settings, url: str, models: Models) -> None:
+        self.settings = settings
+        self.pid = os.getpid()
+        self.worker: Any = server.gunicorn_worker()
+        if self.worker is not None:
+            server.refuse_sync(self.worker)
+        self.database = Database(url, timeout=settings.database_timeout)
+        tasks.Offloader(1).call(migrate.upgrade, self.database)
+        self.store = Store(self.database)
+        self.live = Live(settings.live_bytes)
+        self.holding = Holding()
+        self.pump = Pump(
+            Journal(self.database),
+            self.live,
+            lambda: self.holding.lease,
+            check_period=min(0.5, max(0.02, settings.heartbeat / 5)),
+        )
+        self.readers = Readers(
+            settings, self.pump, self.live, self.store, capacity=settings.max_streams or server.capacity(self.worker)
+        )
+        self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
+        self.sweeper = Sweeper(self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced)
+        self.pump.checks.append(self._check)
+        self._closed = False
+
+    def start(self) -> None:
+        self.pump.start()
+        self.sweeper.start()
+        atexit.register(self.close)
+        module = self.database.module
+        logger.info("flaskchat: SQLite %s (%s), %s", module.sqlite_version, module.__name__, self.database.path)
+
+    def _check(self, now: float) -> None:
+        if self.worker is not None and not self.worker.alive and not self.readers.leaving:
+            self.drain()
+
+    def drain(self) -> None:
+        """The worker is told to leave: streams end cleanly, runs get the drain's time."""
+        self.runs.drain()
+        self.readers.leave()
+
+    def close(self) -> None:
+        """Finish the runs within the drain's time, end the others as interrupted, and let go of everything."""
+        if self._closed or os.getpid() != self.pid:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self.drain()
+        self.runs.wait()
+        self.sweeper.close()
+        self.pump.close(2.0)
+        self._release()
+        self.live.close()
+        self.database.close()
+
+    def _release(self) -> None:
+        try:
+            self.database.write(self.holding.release)
+        except Exception:
+            logger.warning("the lease could not be given back; others will find it expired")
+
+
+class Lazy:
+    """A runtime that is opened by whoever needs it first, once per process."""
+
+    def __init__(self, make: Callable[[], Runtime]) -> None:
+        self._make = make
+        self._runtime: Runtime | None = None
+        self._lock = tasks.Lock()
+
+    def get(self) -> Runtime:
+        runtime = self._runtime
+        if runtime is not None and runtime.pid == os.getpid():
+            return runtime
+        with self._lock:
+            if self._runtime is None or self._runtime.pid != os.getpid():
+                runtime = self._make()
+                runtime.start()
+                self._runtime = runtime
+            assert self._runtime is not None
+            return self._runtime
+
+    def close(self) -> None:
+        """Close what this process opened; the next use opens it anew."""
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.close()

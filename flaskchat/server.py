@@ -1,0 +1,43 @@
+"""What serves us: gunicorn with which worker, and what follows from it. Reads, never patches."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from .errors import ConfigurationError
+
+THREADS_UNKNOWN = 64
+"""Streams at most under a server of which we know nothing (`flask run` starts a thread for each request)."""
+
+
+def gunicorn_worker() -> Any:
+    """The gunicorn worker of this process, or None.
+
+    gunicorn installs its worker's own method as the handler of SIGTERM, before it loads the application; the method
+    knows the worker. Its `alive` turns false at SIGTERM as well as at `max_requests` and when its parent is gone.
+    """
+    worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return worker if hasattr(worker, "alive") and hasattr(worker, "cfg") else None
+
+
+def refuse_sync(worker: Any) -> None:
+    """:raises ConfigurationError: the worker serves one request at a time, so one stream would be all it does."""
+    module = type(worker).__module__
+    threads = getattr(worker.cfg, "threads", 1)
+    if module == "gunicorn.workers.sync" or (module == "gunicorn.workers.gthread" and threads < 2):
+        raise ConfigurationError(
+            "gunicorn's sync worker serves one request at a time, so one open stream would stop everything else. "
+            "Start it with `gunicorn -k gevent` (worker_class = 'gevent'), or with `-k gthread --threads 32`."
+        )
+
+
+def capacity(worker: Any) -> int:
+    """Streams that fit, with places left for health checks, Stop and the host's own routes."""
+    if worker is None:
+        return THREADS_UNKNOWN
+    if type(worker).__module__ == "gunicorn.workers.gthread":
+        threads = int(worker.cfg.threads)
+        return max(1, threads - max(1, threads // 10))
+    connections = int(worker.cfg.worker_connections)
+    return max(1, connections - max(2, connections // 10))

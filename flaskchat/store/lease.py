@@ -1,0 +1,74 @@
+"""A worker's lease: the row in `flaskchat_workers` under whose name it appends.
+
+It is written down with the first run and taken back when the worker has none, so that an idle worker leaves nothing behind
+that others would have to watch. Every call but `renew` is made inside a writing transaction of this worker's one
+writing connection, so they never overlap.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ..models import new_id
+from .base import Fenced, Lease
+from .schema import runs, workers
+
+
+class Holding:
+    def __init__(self) -> None:
+        self.lease = Lease(new_id("w"), 1)
+        self._registered = False
+
+    def _mine(self) -> sa.ColumnElement[bool]:
+        return sa.and_(workers.c.id == self.lease.worker_id, workers.c.epoch == self.lease.epoch)
+
+    def ensure(self, c: Connection) -> Lease:
+        """The lease, written down.
+
+        :raises Fenced: somebody has taken it over.
+        """
+        if c.execute(sa.select(workers.c.id).where(self._mine())).scalar() is None:
+            if self._registered:
+                raise Fenced(self.lease.worker_id)
+            c.execute(
+                sa.insert(workers).values(
+                    id=self.lease.worker_id, epoch=self.lease.epoch, beats=0, host=socket.gethostname(), pid=os.getpid()
+                )
+            )
+            self._registered = True
+        return self.lease
+
+    def beat(self, c: Connection) -> bool:
+        """Count up.
+
+        :returns: whether the lease is still held.
+        """
+        if not self._registered:
+            return True
+        return c.execute(sa.update(workers).where(self._mine()).values(beats=workers.c.beats + 1)).rowcount == 1
+
+    def release(self, c: Connection) -> None:
+        """Take the row back, if no run is under it."""
+        if self._registered:
+            running = sa.exists().where(runs.c.state == "running", runs.c.worker_id == self.lease.worker_id)
+            if c.execute(sa.delete(workers).where(self._mine(), ~running)).rowcount:
+                self._registered = False
+
+    @property
+    def registered(self) -> bool:
+        return self._registered
+
+    def renew(self, lost: Lease) -> bool:
+        """Take a new lease in place of `lost`.
+
+        :returns: False when that has been done before.
+        """
+        if self.lease != lost:
+            return False
+        self.lease = Lease(new_id("w"), lost.epoch + 1)
+        self._registered = False
+        return True
