@@ -16,6 +16,10 @@ from ..models import Event, Request
 class Decoder(Protocol):
     """Bytes of a response's body in, events out. Pure: no I/O, any split of the bytes gives the same text."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether the next `feed` raises, without any further bytes."""
+
     def feed(self, data: bytes) -> list[Event]:
         """Events that these bytes completed. Neighbouring deltas are joined: one `Delta` for one call.
 
