@@ -34,10 +34,11 @@ PIECE = 14
 """Characters of the longest piece; longer words come in several."""
 ANSWER_CHARS = 2600
 """How much of a section is given at once; the rest is named."""
-MAX_WORDS = 24
-"""Words of a question that are looked up; a longer text is no question."""
-SURE = 0.5
-"""Share of a question's words that a section must hold to be given without a warning."""
+MAX_CHARS, MAX_WORDS = 2000, 24
+"""How much of a question is read, and how many of its words are looked up: a longer text is no question."""
+SURE, GUESS = 0.6, 0.4
+"""Share of a question's words that a section must hold to be given without a warning, and with one."""
+SETTINGS_SOURCE = "flaskchat/config.py"
 
 WHO = (
     "I am flaskchat's built-in guide. I am **not a language model**: I look answers up in flaskchat's documentation "
@@ -76,7 +77,7 @@ WHO_ARE_YOU = re.compile(
     r"|\b(which|what)\s+(language\s+)?(model|llm|ai)\b.*\b(you|this|here|answers?|answering|am i|talking)\b",
     re.I,
 )
-HELP = re.compile(r"^\W*(help|\?+|what can (you do|i ask)( you)?|what do you know)\W*$", re.I)
+HELP = re.compile(r"^\W*(help|what can (you do|i ask)( you)?|what do you know)\W*$", re.I)
 
 # Left out of a query: they stand in every section, or say nothing about which one is meant.
 STOPWORDS = _words(
@@ -85,7 +86,7 @@ STOPWORDS = _words(
     make may me might mine more most much must my need no not of on once one only or other our out over own please re s
     same shall she should so some such tell than that the their them then there these they thing things this those to
     too us use used using ve very want was way we were what when where whether which while who whom why will with work
-    works would you your yours flaskchat explain show find work working way possible happen happens question"""
+    works would you your yours flaskchat explain show find working way possible happen happens question"""
 )
 # What users say, and what the documentation calls it.
 SYNONYMS = {
@@ -105,8 +106,15 @@ SYNONYMS = {
 
 class Section(NamedTuple):
     title: str
+    """Its heading, after those above it: `Connect a model › Connect Ollama`."""
     body: str
     source: str
+    asked: str = ""
+    """Words that people ask with and the text does not have: a comment `<!-- asked: ... -->` below the heading."""
+
+    @property
+    def heading(self) -> str:
+        return self.title.rpartition(" › ")[2]
 
 
 def documents() -> list[tuple[str, Path]]:
@@ -123,16 +131,17 @@ def documents() -> list[tuple[str, Path]]:
 
 def split_markdown(text: str, source: str) -> list[Section]:
     """One section for each heading, titled with the headings that lead to it. Those in code blocks do not count."""
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     path: list[str] = []
     sections: list[Section] = []
     body: list[str] = []
     fence = ""
 
     def close() -> None:
-        joined = plain_links("\n".join(body)).strip()
+        joined = "\n".join(body)
+        asked = " ".join(re.findall(r"<!-- asked: (.*?) -->", joined, re.S))
+        joined = plain_links(re.sub(r"<!--.*?-->", "", joined, flags=re.S)).strip()
         if joined:
-            sections.append(Section(" › ".join(path[1:] or path), joined, source))
+            sections.append(Section(" › ".join(path[1:] or path), joined, source, asked))
         body.clear()
 
     for line in text.split("\n"):
@@ -173,7 +182,7 @@ def setting_section(setting: Setting) -> Section:
         f'```python\napp.config["{setting.name}"] = {example!r}   # in a Flask project\n```\n\n'
         f"```sh\n{setting.name}={example} ./deploy/run   # the standalone application reads its environment\n```"
     )
-    return Section(f"The setting {setting.name}", body, "flaskchat/config.py")
+    return Section(f"The setting {setting.name}", body, SETTINGS_SOURCE)
 
 
 class Index:
@@ -187,10 +196,12 @@ class Index:
             module = sqlite3
         self._lock = tasks.Lock()
         self._connection = module.connect(":memory:", check_same_thread=False)
-        self._connection.execute("CREATE VIRTUAL TABLE section USING fts5(title, body, tokenize = 'porter unicode61')")
+        self._connection.execute(
+            "CREATE VIRTUAL TABLE section USING fts5(heading, title, asked, body, tokenize = 'porter unicode61')"
+        )
         self._connection.executemany(
-            "INSERT INTO section(rowid, title, body) VALUES (?, ?, ?)",
-            [(number, section.title, section.body) for number, section in enumerate(self.sections)],
+            "INSERT INTO section(rowid, heading, title, asked, body) VALUES (?, ?, ?, ?, ?)",
+            [(number, item.heading, item.title, item.asked, item.body) for number, item in enumerate(self.sections)],
         )
 
     def search(self, words: list[str]) -> list[tuple[Section, float]]:
@@ -204,11 +215,21 @@ class Index:
                 for (rowid,) in self._connection.execute("SELECT rowid FROM section WHERE section MATCH ?", (word,)):
                     held[rowid] = held.get(rowid, 0) + 1
             ranked = self._connection.execute(
-                "SELECT rowid, bm25(section, 6.0, 1.0) FROM section WHERE section MATCH ?", (" OR ".join(quoted),)
+                "SELECT rowid, bm25(section, 5.0, 1.0, 5.0, 0.7) FROM section WHERE section MATCH ?",
+                (" OR ".join(quoted),),
             ).fetchall()
-        # bm25 is better the lower it is; a section with all the words comes before one that has a rare word often
-        best = sorted(ranked, key=lambda row: row[1] * (held[row[0]] / len(words)))
-        return [(self.sections[rowid], held[rowid] / len(words)) for rowid, _ in best]
+
+        def score(row: tuple[int, float]) -> float:
+            """bm25, which is better the lower it is, times what it does not know."""
+            rowid, rank = row
+            section = self.sections[rowid]
+            heading = words_of(section.heading)
+            meant = sum(word in words for word in heading) / len(heading) if heading else 0.0
+            # a section with all the words before one that has a rare word often, and prose before a single setting
+            kind = 0.5 if section.source == SETTINGS_SOURCE else 1.0
+            return rank * (held[rowid] / len(words)) ** 2 * (1 + meant) * kind
+
+        return [(self.sections[rowid], held[rowid] / len(words)) for rowid, _ in sorted(ranked, key=score)]
 
     def setting(self, text: str) -> Section | None:
         """The section of the one setting that the text names."""
@@ -231,7 +252,8 @@ def index() -> Index:
 def words_of(text: str) -> list[str]:
     """The words worth looking up, lower case, each once."""
     words = re.findall(r"[^\W_]+", text.lower())
-    return list(dict.fromkeys(word for word in words if word not in STOPWORDS))[:MAX_WORDS]
+    wanted = (word for word in words if word not in STOPWORDS and not word.isdigit() and len(word) > 1)
+    return list(dict.fromkeys(wanted))[:MAX_WORDS]
 
 
 def clip(body: str, limit: int = ANSWER_CHARS) -> tuple[str, bool]:
@@ -265,11 +287,13 @@ def split_blocks(body: str) -> list[str]:
 def looked_up(question: str) -> str:
     """The answer to a question that is not about the guide itself."""
     found = index()
-    named = found.setting(question)
-    hits = [(named, 1.0)] if named else found.search(words_of(question))
-    if not hits and not words_of(question) and "flaskchat" in question.lower():
+    named, words = found.setting(question), words_of(question)
+    if not words and re.search(r"\bworks?\b", question, re.I):
+        words = ["architecture"]  # "How does it work?" has no other word to look up
+    hits = [(named, 1.0)] if named else found.search(words)
+    if not words and "flaskchat" in question.lower():
         hits = [(found.sections[0], 1.0)]  # "What is flaskchat?": the documentation's first words
-    if not hits:
+    if not hits or hits[0][1] < GUESS:
         return f"I found nothing about that in flaskchat's documentation, and I know nothing else.\n\n{ASK}"
     best, share = hits[0]
     body, cut = clip(best.body)
@@ -288,6 +312,7 @@ def answer(question: str, *, first: bool) -> str:
     :param question: what the user wrote.
     :param first: whether nothing was answered in this conversation before; then the guide says what it is.
     """
+    question = question[:MAX_CHARS]
     words = set(re.findall(r"[^\W_]+", question.lower()))
     if WHO_ARE_YOU.search(question):
         return f"{WHO}\n\n{CONNECT}\n\n{ASK}"
@@ -300,8 +325,8 @@ def answer(question: str, *, first: bool) -> str:
     body = looked_up(question)
     if not first:
         return body
-    # the section may itself be the one on how to connect a model
-    return f"{WHO}\n\n{body}" if "OPENAI_API_KEY" in body else f"{WHO}\n\n{body}\n\n---\n\n{CONNECT}"
+    # the section may itself be one on how to connect a model
+    return f"{WHO}\n\n{body}" if "From *Connect a model" in body else f"{WHO}\n\n{body}\n\n---\n\n{CONNECT}"
 
 
 def pieces(text: str) -> Iterator[str]:
