@@ -1,0 +1,20 @@
+"""Streaming chat for Flask: replies over server-sent events that survive a reload, a deploy and a killed worker."""
+
+from .errors import ConfigurationError, FlaskChatError, ModelError, RequestError
+from .extension import FlaskChat
+from .models import Request, Turn
+from .signals import run_ended, run_started
+
+__all__ = [
+    "ConfigurationError",
+    "FlaskChat",
+    "FlaskChatError",
+    "ModelError",
+    "Request",
+    "RequestError",
+    "Turn",
+    "run_ended",
+    "run_started",
+]
+
+__version__ = "0.1.0"

@@ -56,6 +56,8 @@ class Pump:
         """Called with the monotonic time every `check_period` seconds: deadlines, heartbeats, the drain."""
         self.on_stop: Callable[[Stop], None] = lambda stop: None
         self.on_fenced: Callable[[Lease], None] = lambda lease: None
+        self.on_ended: Callable[[Feed], object] | None = None
+        """Called when a run's end is committed; must not wait."""
         self.busy: Callable[[], bool] = lambda: False
         """Whether `checks` have anything to look at though no run is live here."""
         self.unavailable_since: float | None = None
@@ -268,6 +270,8 @@ class Pump:
         if ended:
             self.feeds.pop(feed.begun.run_id, None)
             self.live.drop(feed.begun.run_id)
+            if self.on_ended is not None:
+                self.on_ended(feed)
         feed.live.wake()
 
     def _stop_following(self) -> None:

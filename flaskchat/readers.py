@@ -154,7 +154,7 @@ class Readers:
         self._stall = settings.stall_timeout
         self._send_buffer = settings.send_buffer
         self._open: set[Reader] = set()
-        self._reserved = 0
+        self._places = 0
         pump.checks.append(self.check)
         pump.busy = lambda: bool(self._open)
 
@@ -168,11 +168,20 @@ class Readers:
         """
         if self.leaving:
             raise Unavailable("This worker is leaving; try again.", code="draining", retry_after=1)
-        if len(self._open) >= self.capacity:
+        if len(self._open) + self._places >= self.capacity:
             raise Unavailable("All streams of this worker are taken.", code="full", retry_after=2)
         since = self.pump.unavailable_since
         if since is not None and time.monotonic() - since > 1.0:
             raise Unavailable("Replies cannot be kept at the moment.", code="log_unavailable", retry_after=2)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Count a stream that follows no run among the open ones."""
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
 
     # -- attaching -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import sqlalchemy as sa
@@ -68,6 +69,8 @@ class Runs:
         self._early_stops: dict[str, float] = {}
         """Stops that came before their run was here, and when (monotonic)."""
         self._drain_until: float | None = None
+        self.on_started: Callable[[Feed], object] | None = None
+        """Called when a run has begun; must not wait."""
         pump.checks.append(self.check)
         pump.on_stop = self._stop_asked
         pump.on_fenced = self.fenced
@@ -105,6 +108,8 @@ class Runs:
             return begun, None
         feed = Feed(begun, self._live.add(LiveRun(begun.run_id, own=True)), self._settings.max_reply_bytes)
         self._pump.add(feed)
+        if self.on_started is not None:
+            self.on_started(feed)
         stopped_at = self._early_stops.pop(begun.run_id, None)
         if stopped_at is not None:
             self.end(feed, Stopped(), stopped_at)

@@ -39,7 +39,7 @@ class Runtime:
         if self.worker is not None:
             server.refuse_sync(self.worker)
         self.database = Database(url, timeout=settings.database_timeout)
-        tasks.Offloader(1).call(migrate.upgrade, self.database)
+        self.database.offload(migrate.upgrade, self.database)
         self.store = Store(self.database)
         self.live = Live(settings.live_bytes)
         self.holding = Holding()

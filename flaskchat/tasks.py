@@ -2,22 +2,32 @@
 
 The one place that knows which of the two it is. Nothing here is decided at import time: gunicorn's gevent worker
 patches after it has loaded its configuration. With gevent's patches `threading` itself is made of greenlets, so most of
-this is the standard library; what is not is `offload` and `Waiter`.
+this is the standard library, looked up when called; what is not is `Offloader` and `Waiter`.
 """
 
 from __future__ import annotations
 
+import select
 import sys
 import threading
+import time
 from collections.abc import Callable
-from time import sleep as sleep  # patched in place, where gevent patches
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Event = threading.Event
-Lock = threading.Lock
+
+def Event() -> threading.Event:  # noqa: N802
+    return threading.Event()
+
+
+def Lock() -> threading.Lock:  # noqa: N802
+    return threading.Lock()
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def cooperative() -> bool:
@@ -111,6 +121,22 @@ class Offloader:
         if self._pool is not None:
             self._pool.kill()
             self._pool = None
+
+
+def wait_readable(fd: int, timeout: float) -> bool:
+    """Wait until `fd` can be read, or its peer has closed it, at most `timeout` seconds.
+
+    :returns: whether it can.
+    """
+    if cooperative():
+        from gevent import socket
+
+        try:
+            socket.wait_read(fd, timeout=timeout, timeout_exc=TimeoutError())
+        except TimeoutError:
+            return False
+        return True
+    return bool(select.select([fd], [], [], timeout)[0])
 
 
 class Waiter(Protocol):

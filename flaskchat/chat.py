@@ -1,0 +1,113 @@
+"""The use cases: reading a request's body as a command, and carrying it out. No Flask here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from .config import Settings
+from .errors import Invalid, NotJSON
+from .readers import Finished, Reader
+from .runtime import Runtime
+from .store.base import Command
+
+ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+ID_REASON = "expected 1 to 128 of A-Z, a-z, 0-9 and . _ : -"
+
+
+class _Message(msgspec.Struct):
+    id: str
+    text: str
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    action: Literal["send", "regenerate", "continue"] = "send"
+    message: _Message | None = None
+    conversation_id: str | None = None
+    parent_id: str | None | UnsetType = UNSET
+    message_id: str | None = None
+    request_id: str | None = None
+    model: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+_encode = msgspec.json.Encoder(order="sorted").encode
+_PLACE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
+
+
+def parse(data: bytes, settings: Settings) -> Command:
+    """The body of `POST /conversation` as a command.
+
+    :raises NotJSON: it is not JSON.
+    :raises Invalid: it is JSON, but not such a body; `errors` names every field that is wrong.
+    """
+    try:
+        body = _decode(data)
+    except msgspec.ValidationError as error:
+        place = _PLACE.match(str(error))
+        assert place is not None
+        raise _invalid([(place["field"] or "", place["reason"])]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise NotJSON("The body is not JSON in UTF-8.") from None
+    wrong: list[tuple[str, str]] = []
+
+    def check(field: str, value: Any, *, required: bool = False) -> None:
+        if value is None or value is UNSET:
+            if required:
+                wrong.append((field, "missing"))
+        elif not ID.match(value):
+            wrong.append((field, ID_REASON))
+
+    check("conversation_id", body.conversation_id)
+    if body.model is not None and not 0 < len(body.model) <= 255:
+        wrong.append(("model", "expected 1 to 255 characters"))
+    if body.action == "send":
+        check("parent_id", body.parent_id)
+        if body.message is None:
+            wrong.append(("message", "missing"))
+        else:
+            check("message.id", body.message.id)
+            if not body.message.text.strip():
+                wrong.append(("message.text", "empty"))
+            elif len(body.message.text) > settings.max_text_chars:
+                wrong.append(("message.text", f"longer than {settings.max_text_chars} characters"))
+    else:
+        check("message_id", body.message_id, required=True)
+        check("request_id", body.request_id, required=True)
+    if wrong:
+        raise _invalid(wrong)
+    message = body.message if body.action == "send" else None
+    return Command(
+        action=body.action,
+        client_id=message.id if message is not None else body.request_id or "",
+        body_hash=hashlib.sha256(_encode(body)).hexdigest(),
+        text=message.text.replace("\0", "\ufffd") if message is not None else "",
+        conversation_id=body.conversation_id,
+        parent_id=body.parent_id,
+        message_id=body.message_id,
+        model=body.model,
+    )
+
+
+def _invalid(wrong: list[tuple[str, str]]) -> Invalid:
+    fields = ", ".join(field or "the body" for field, _ in wrong)
+    return Invalid(f"Not valid: {fields}.", errors=[{"field": field, "reason": reason} for field, reason in wrong])
+
+
+def converse(runtime: Runtime, owner: str, command: Command, sock: Any) -> tuple[str, Reader | Finished]:
+    """Begin the run that a command asks for, or find the one it began before, and follow it from its start.
+
+    :param sock: the client's socket, where the server gives it.
+    :returns: the run's id and the response's body.
+    """
+    runtime.readers.admit()
+    begun, live = runtime.runs.start(owner, command)
+    if live is not None:
+        return begun.run_id, runtime.readers.attach(live, 0, sock)
+    stream = runtime.readers.follow(begun.run_id, owner, None, sock)
+    assert stream is not None, "a run's log has a start event"
+    return begun.run_id, stream

@@ -1,0 +1,128 @@
+"""The extension: configuration -> state -> blueprint, template function, commands, signals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blinker import NamedSignal
+from flask import Flask
+
+from . import cli, config, server, signals, tasks
+from .errors import ConfigurationError
+from .feed import Feed
+from .providers.callable import Function
+from .providers.registry import Registry
+from .runtime import Lazy, Runtime
+from .security import Identity
+from .state import KEY, State
+from .views import make_blueprint, page
+
+logger = logging.getLogger("flaskchat")
+
+F = TypeVar("F", bound=Function)
+
+
+class FlaskChat:
+    """Streaming chat for a Flask application.
+
+        chat = FlaskChat(app)
+
+    or, with an application factory, `chat = FlaskChat()` and later `chat.init_app(app)`.
+    """
+
+    def __init__(
+        self, app: Flask | None = None, *, url_prefix: str | None = None, identity: Callable[[], object] | None = None
+    ) -> None:
+        """:param url_prefix: the path under which the chat is mounted; the setting FLASKCHAT_URL_PREFIX otherwise.
+        :param identity: called within a request; returns the id of the signed-in user, or None for nobody (401). Absent:
+            Flask-Login's `current_user` where it is set up and signed in, else a signed cookie.
+        """
+        self._url_prefix = url_prefix
+        self._identity = identity
+        # Kept here until an application comes, as a Blueprint keeps its routes; what belongs to one application is in
+        # `app.extensions["flaskchat"]`.
+        self._models: dict[str, Function] = {}
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Mount the chat in `app`. Opens nothing: sockets, files and the database come with the first request.
+
+        Reads every `FLASKCHAT_*` key of `app.config` (`flask chat settings` lists them), and SECRET_KEY.
+
+        :raises ConfigurationError: a setting is wrong; gunicorn's sync worker serves this process; `app` has a chat.
+        """
+        if KEY in app.extensions:
+            raise ConfigurationError(
+                "this application has a FlaskChat already. Call init_app once per application, or mount a second "
+                "chat in an application of its own (werkzeug.middleware.dispatcher)."
+            )
+        worker = server.gunicorn_worker()
+        if worker is not None:
+            server.refuse_sync(worker)
+        if self._url_prefix is not None:
+            app.config["FLASKCHAT_URL_PREFIX"] = self._url_prefix
+        settings = config.load(app.config)
+        registry = Registry(settings, self._models, context=app.app_context)
+        url = settings.database_url or f"sqlite:///{Path(app.instance_path) / 'flaskchat.sqlite3'}"
+
+        def open_runtime() -> Runtime:
+            runtime = Runtime(settings, url, registry)
+            runtime.pump.on_ended = lambda feed: _tell(app, signals.run_ended, feed)
+            runtime.runs.on_started = lambda feed: _tell(app, signals.run_started, feed)
+            return runtime
+
+        app.extensions[KEY] = State(
+            app=app,
+            settings=settings,
+            registry=registry,
+            identity=Identity(app, self._identity, required=settings.identity_required),
+            lazy=Lazy(open_runtime),
+            database_url=url,
+        )
+        app.register_blueprint(make_blueprint(settings.url_prefix))
+        app.jinja_env.globals.setdefault("flaskchat", page.widget)
+        app.cli.add_command(cli.chat)
+
+    def model(self, name: str) -> Callable[[F], F]:
+        """Register a model: a callable that takes a `Request` and returns an iterable of strings, such as a generator.
+
+        :param name: by which it is asked for; letters, digits and . _ -
+        :raises ConfigurationError: the name is taken or not a name.
+        """
+
+        def register(function: F) -> F:
+            Registry.check_name(name)
+            if self._models.get(name, function) is not function:
+                raise ConfigurationError(f"the model {name!r} is registered already")
+            self._models[name] = function
+            return function
+
+        return register
+
+
+def _tell(app: Flask, signal: NamedSignal, feed: Feed) -> None:
+    """Send a signal about a run, if anybody listens, in a task of its own: a handler may wait."""
+    if not signal.receivers:
+        return
+    begun, terminal = feed.begun, feed.terminal
+    fields: dict[str, Any] = {
+        "run_id": begun.run_id,
+        "conversation_id": begun.conversation_id,
+        "owner": begun.owner,
+        "model": begun.model,
+    }
+    if terminal is not None:
+        fields |= {"state": terminal.event, "usage": getattr(terminal, "usage", None)}
+
+    def send() -> None:
+        try:
+            with app.app_context():
+                signal.send(app, **fields)
+        except Exception:
+            logger.exception("a handler of the signal %s failed", signal.name)
+
+    tasks.spawn(send, name="flaskchat-signal")

@@ -1,0 +1,44 @@
+"""What one application's chat consists of: `app.extensions["flaskchat"]`. Holds no socket, file or database by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flask import Flask, current_app
+
+from .config import Settings
+from .providers.registry import Registry
+from .runtime import Lazy, Runtime
+from .security import Identity
+
+KEY = "flaskchat"
+
+
+@dataclass(frozen=True)
+class State:
+    app: Flask
+    settings: Settings
+    registry: Registry
+    identity: Identity
+    lazy: Lazy
+    database_url: str
+
+    @property
+    def runtime(self) -> Runtime:
+        """This process's part, opened at the first use."""
+        return self.lazy.get()
+
+    def start(self) -> None:
+        """Open this process's part now; for a server's hook after the fork. Repeating it changes nothing."""
+        self.lazy.get()
+
+    def close(self) -> None:
+        """Finish or end this process's runs and close what it opened."""
+        self.lazy.close()
+
+
+def current_state() -> State:
+    """The state of the application that serves the request."""
+    state = current_app.extensions[KEY]
+    assert isinstance(state, State)
+    return state

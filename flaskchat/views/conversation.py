@@ -1,0 +1,51 @@
+"""`POST /conversation`, following a run, and Stop: the streaming endpoints."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from .. import chat
+from ..readers import Finished, Reader
+from ..security import STREAM_HEADERS
+from ..state import current_state
+from . import base
+
+
+def stream(run_id: str, frames: Reader | Finished) -> Response:
+    """A response that hands the iterator to the server as it is.
+
+    No `stream_with_context`: a reader needs no context, and one kept for the length of a stream would keep the
+    host's database session, and whatever else it lets go of at a request's end, for as long.
+    """
+    response = Response(frames, direct_passthrough=True)
+    response.headers.extend(STREAM_HEADERS)
+    response.headers["Content-Type"] = STREAM_HEADERS["Content-Type"]
+    response.headers["Flaskchat-Run-Id"] = run_id
+    return response
+
+
+def converse() -> Response:
+    owner = base.owner()
+    state = current_state()
+    command = chat.parse(base.body(), state.settings)
+    return stream(*chat.converse(state.runtime, owner, command, base.client_socket()))
+
+
+def follow(run_id: str) -> Response:
+    owner = base.owner()
+    last_event_id = request.headers.get("Last-Event-ID", request.args.get("last_event_id"))
+    frames = current_state().runtime.readers.follow(run_id, owner, last_event_id, base.client_socket())
+    if frames is None:
+        return Response(status=204)
+    return stream(run_id, frames)
+
+
+def stop(run_id: str) -> Response:
+    run = current_state().runtime.runs.stop(run_id, base.owner())
+    return base.json({"run_id": run.run_id, "state": run.state, "upstream_closed_ms": run.upstream_closed_ms})
+
+
+def add(blueprint: Blueprint) -> None:
+    blueprint.add_url_rule("/conversation", view_func=converse, methods=["POST"])
+    blueprint.add_url_rule("/runs/<run_id>/events", view_func=follow, methods=["GET"])
+    blueprint.add_url_rule("/runs/<run_id>/stop", view_func=stop, methods=["POST"])

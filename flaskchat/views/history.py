@@ -1,0 +1,46 @@
+"""Conversations and models, as JSON."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from ..errors import Invalid, NotFound
+from ..state import current_state
+from . import base
+
+PAGE = 30
+PAGE_MOST = 100
+
+
+def conversations() -> Response:
+    owner = base.owner()
+    limit_text = request.args.get("limit", str(PAGE))
+    if not (limit_text.isascii() and limit_text.isdigit() and 1 <= int(limit_text[:9]) <= PAGE_MOST):
+        raise Invalid(
+            "Not valid: limit.", errors=[{"field": "limit", "reason": f"expected a whole number from 1 to {PAGE_MOST}"}]
+        )
+    page = current_state().runtime.store.conversations(
+        owner,
+        query=request.args.get("q", "")[:200],
+        cursor=request.args.get("cursor") or None,
+        limit=int(limit_text),
+    )
+    return base.json(page)
+
+
+def conversation(conversation_id: str) -> Response:
+    found = current_state().runtime.store.conversation(conversation_id, base.owner())
+    if found is None:
+        raise NotFound("There is no such conversation.")
+    return base.json(found)
+
+
+def models() -> Response:
+    base.owner()
+    return base.json({"items": current_state().registry.items()})
+
+
+def add(blueprint: Blueprint) -> None:
+    blueprint.add_url_rule("/conversations", view_func=conversations, methods=["GET"])
+    blueprint.add_url_rule("/conversations/<conversation_id>", view_func=conversation, methods=["GET"])
+    blueprint.add_url_rule("/models", view_func=models, methods=["GET"])
