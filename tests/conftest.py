@@ -1,0 +1,107 @@
+"""Fixtures that start real processes: gunicorn with the test application, and the misbehaving model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.server.client import Client
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Server:
+    """gunicorn with the test application, in a process group of its own."""
+
+    def __init__(self, folder: Path, settings: dict[str, object], *, workers: int, kind: str, app: str, args: list[str]) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.log_path = folder / f"server-{self.port}.log"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLASKCHAT_", "OPENAI_", "ANTHROPIC_"))}
+        environment |= {key: str(value) for key, value in settings.items()}
+        environment |= {"TEST_INSTANCE": str(folder / "instance"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        command = [
+            sys.executable, "-m", "gunicorn", "-k", kind, "-w", str(workers), "-b", f"127.0.0.1:{self.port}",
+            "--no-control-socket", *args, app,
+        ]  # fmt: skip
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.wait()
+
+    def wait(self) -> None:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server died:\n{self.log()}")
+            try:
+                stream = self.client(timeout=2).get("/healthz")
+                stream.close()
+                if stream.status == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.03)
+        raise AssertionError(f"the server did not start:\n{self.log()}")
+
+    def client(self, timeout: float = 30.0) -> Client:
+        return Client(self.port, timeout=timeout)
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def workers(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.process.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+    def close(self) -> None:
+        children = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(12)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers; each gets the settings it is called with. Prints a server's log when its test failed."""
+    servers: list[Server] = []
+
+    def start(
+        settings: dict[str, object] | None = None, *, workers: int = 2, kind: str = "gevent",
+        app: str = "tests.server.app:app", args: list[str] | None = None,
+    ) -> Server:  # fmt: skip
+        values: dict[str, object] = {"FLASKCHAT_MODEL": "count", **(settings or {})}
+        server = Server(tmp_path, values, workers=workers, kind=kind, app=app, args=args or [])
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+        print(f"--- log of the server at {server.port}\n{server.log()}")
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server]) -> Server:
+    """Two gevent workers with the test application; the default model is `count`."""
+    return serve()

@@ -1,0 +1,55 @@
+"""The application that the server tests run under real gunicorn: a host's own Flask project with a chat in it.
+
+Settings come from the environment. Every answer says which process gave it, so that a test can choose its worker.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+
+from flask import Flask, Response
+
+from flaskchat import FlaskChat, Request
+
+app = Flask(__name__, instance_path=os.environ["TEST_INSTANCE"])
+app.config["FLASKCHAT_URL_PREFIX"] = ""
+app.config.update({key: value for key, value in os.environ.items() if key.startswith("FLASKCHAT_")})
+if "SECRET_KEY" in os.environ:
+    app.config["SECRET_KEY"] = os.environ["SECRET_KEY"]
+chat = FlaskChat(app)
+
+
+@chat.model("count")
+def count(request: Request) -> Iterator[str]:
+    """`count` writes as many words as the question says, at as many a second: "100 50"."""
+    number, rate = (float(word) for word in request.text.split()[:2])
+    for n in range(int(number)):
+        yield f"word{n} ü€😀 "
+        if rate:
+            time.sleep(1 / rate)
+
+
+@chat.model("silent")
+def silent(request: Request) -> Iterator[str]:
+    """Says one word and then nothing for a minute."""
+    yield "Well "
+    time.sleep(60)
+    yield "bye"
+
+
+@chat.model("raises")
+def raises(request: Request) -> Iterator[str]:
+    yield "Before "
+    raise RuntimeError("secret inner words")
+
+
+@app.get("/plain")
+def plain() -> str:
+    """A route of the host's own."""
+    return "plain"
+
+
+@app.after_request
+def name_worker(response: Response) -> Response:
+    response.headers["X-Worker"] = str(os.getpid())
+    return response
