@@ -6,12 +6,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replies import assert_same_at_every_split, play
 
 from flaskchat.config import load
 from flaskchat.errors import ModelClosedEarly, ModelFailed, ModelProtocolError
 from flaskchat.models import Delta, Done, Reasoning, Request, Tool, Turn, Usage
 from flaskchat.providers.anthropic import AnthropicDecoder, AnthropicProvider, decoder_for
+from flaskchat.providers.asking import CONTINUE
+
+from .replies import assert_same_at_every_split, play
 
 
 def event(kind, **fields):
@@ -255,13 +257,23 @@ def test_the_request_follows_the_messages_api():
     assert "\r\nanthropic-version: 2023-06-01\r\n" in head
 
 
-def test_empty_turns_go_neighbours_of_one_role_are_joined_and_an_open_reply_ends_without_space():
+def test_a_reply_that_is_continued_is_the_models_turn_and_then_asked_for():
+    request = Request(model="m", turns=[Turn("user", "Hi")], partial="Hel")
+    body = msgspec.json.decode(AnthropicProvider(load({})).source(request)._body)
+    assert [(message["role"], message["content"]) for message in body["messages"]] == [
+        ("user", "Hi"),
+        ("assistant", "Hel"),
+        ("user", CONTINUE),
+    ]
+
+
+def test_empty_turns_go_and_neighbours_of_one_role_are_joined():
     turns = [
         Turn("user", "Hi"),
         Turn("assistant", " "),
         Turn("user", "again"),
         Turn("assistant", "One"),
-        Turn("assistant", "two \n"),
+        Turn("assistant", "two"),
     ]
     source = AnthropicProvider(load({})).source(Request(model="m", turns=turns))
     body = msgspec.json.decode(source._body)

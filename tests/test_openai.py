@@ -6,14 +6,16 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replies import assert_same_at_every_split, play, sse
 
 from flaskchat.config import load
 from flaskchat.errors import ModelClosedEarly, ModelError, ModelFailed, ModelProtocolError
 from flaskchat.models import Delta, Done, Reasoning, Request, Tool, Turn, Usage
 from flaskchat.providers import decoding
+from flaskchat.providers.asking import CONTINUE
 from flaskchat.providers.decoding import WholeDecoder
 from flaskchat.providers.openai import OpenAIDecoder, OpenAIProvider, decoder_for
+
+from .replies import assert_same_at_every_split, play, sse
 
 
 def chunk(finish_reason=None, **delta):
@@ -439,6 +441,16 @@ def test_the_request_asks_for_a_stream_with_usage():
     assert head.startswith("POST /v1/chat/completions HTTP/1.1\r\nHost: example.test\r\n")
     assert "\r\nAuthorization: Bearer sk-secret-key\r\n" in head
     assert head.endswith("\r\nContent-Length: 12\r\n\r\n")
+
+
+def test_a_reply_that_is_continued_is_the_models_turn_and_then_asked_for():
+    request = Request(model="m", turns=[Turn("user", "Hi")], partial="Hel")
+    body = msgspec.json.decode(OpenAIProvider(load({})).source(request)._body)
+    assert [(message["role"], message["content"]) for message in body["messages"]] == [
+        ("user", "Hi"),
+        ("assistant", "Hel"),
+        ("user", CONTINUE),
+    ]
 
 
 def test_without_a_key_no_authorization_is_sent():

@@ -14,6 +14,7 @@ from ..config import Settings
 from ..errors import ModelClosedEarly, ModelProtocolError
 from ..models import Delta, Done, Event, Reasoning, Request, Usage
 from . import base
+from .asking import turns
 from .decoding import (
     StreamDecoder,
     ToolCall,
@@ -214,17 +215,15 @@ def decoder_for(media_type: str) -> base.Decoder | None:
 
 
 def messages_of(request: Request) -> list[dict[str, str]]:
-    """The turns as the API wants them: no empty one, no two neighbours of one role, no space at a reply's open end."""
+    """The turns as the API wants them: no empty one, and no two neighbours of one role."""
     messages: list[dict[str, str]] = []
-    for turn in request.turns:
+    for turn in turns(request):
         if not turn.text.strip():
             continue
         if messages and messages[-1]["role"] == turn.role:
             messages[-1]["content"] += "\n\n" + turn.text
         else:
             messages.append({"role": turn.role, "content": turn.text})
-    if messages and messages[-1]["role"] == "assistant":
-        messages[-1]["content"] = messages[-1]["content"].rstrip()
     return messages
 
 

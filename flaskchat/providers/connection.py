@@ -23,6 +23,7 @@ import os
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,7 @@ class Connection:
         self._endpoint = endpoint
         self._sock: _socket.socket | None = None
         self._tls: ssl.SSLObject | None = None
-        self._bell: tasks.Event | None = None
+        self._bell: threading.Event | None = None
         self._shut = False
         self.ended = False
         """Whether TLS has ended although the socket may stay open: it will not become readable again."""

@@ -16,6 +16,7 @@ from ..config import Settings
 from ..errors import ModelClosedEarly, ModelProtocolError
 from ..models import Delta, Done, Event, Reasoning, Request, Usage
 from . import base
+from .asking import turns
 from .decoding import (
     MAX_TOOLS,
     StreamDecoder,
@@ -264,7 +265,7 @@ class OpenAIProvider:
         )
 
     def source(self, request: Request) -> base.Source:
-        messages = [{"role": turn.role, "content": turn.text} for turn in request.turns]
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns(request)]
         if request.system_prompt:
             messages.insert(0, {"role": "system", "content": request.system_prompt})
         body = {

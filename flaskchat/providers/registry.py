@@ -1,7 +1,7 @@
 """Which models there are, which one answers, and why.
 
-Owns the choice; knows nothing of conversations or HTTP requests. Python models may be registered at any time before they
-are asked for, so names are looked up when they are needed and never copied.
+Owns the choice; knows nothing of conversations or HTTP requests. Python models may be registered at any time before
+they are asked for, so names are looked up when they are needed and never copied.
 
 `discover` is for the standalone application alone: an extension in somebody's project connects to nothing by itself.
 """
@@ -69,8 +69,8 @@ class Registry:
                 provider, name = names.split(model_id)
                 if not name or (provider in ("", names.PYTHON) and not names.PYTHON_NAME.match(name)):
                     raise ConfigurationError(
-                        f"FLASKCHAT_{key}={value!r}: expected `openai:name`, `anthropic:name` or a Python model's name, "
-                        f"not {model_id!r}"
+                        f"FLASKCHAT_{key}={value!r}: expected `openai:name`, `anthropic:name` or a Python model's "
+                        f"name, not {model_id!r}"
                     )
 
     @staticmethod

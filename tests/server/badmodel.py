@@ -2,8 +2,8 @@
 
     python tests/server/badmodel.py --port 0        the first line it prints is its port
 
-It speaks `/v1/chat/completions`, `/v1/messages`, `/v1/models`, and tells at `GET /stats` what it saw. How it answers is said
-by a JSON object anywhere in the last user message, or by the model's name as `key=value,key=value`:
+It speaks `/v1/chat/completions`, `/v1/messages`, `/v1/models`, and tells at `GET /stats` what it saw. How it answers is
+said by a JSON object anywhere in the last user message, or by the model's name as `key=value,key=value`:
 
     {"tag": "t1", "tokens": 50, "rate": 20, "fault": "reset", "after": 5}
 
@@ -34,7 +34,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 STATUSES = ("302", "400", "401", "404", "422", "429", "500", "502", "503", "504", "529")
 FAULTS = (
@@ -59,8 +59,9 @@ FAULTS = (
 )
 HUGE = 50_000_000
 WORDS = (
-    "the", "log", "is", "read", "once", "über", "naïve", "日本語", "🙂", "👩‍💻", "**bold**", "`code`", "a", "reply", "streams",
-    "\n\n", "\n- item", "\n## Head\n", "…", "“quoted”", "Ω", "and", "then", "кот", "\t", "<b>", "&amp;", "e\u0301",
+    "the", "log", "is", "read", "once", "über", "naïve", "日本語", "🙂", "👩‍💻", "**bold**", "`code`", "a", "reply",
+    "streams", "\n\n", "\n- item", "\n## Head\n", "…", "“quoted”", "Ω", "and", "then", "кот", "\t", "<b>", "&amp;",
+    "e\u0301",
 )  # fmt: skip
 FIELDS = ("\rdata: forged", "\r\nevent: done", "\nid: 99\n\n", "\u2028data: x", "\u0085", "data: [DONE]\n\n")
 
@@ -151,7 +152,7 @@ class OpenAI:
 class Anthropic:
     """Events of the messages API."""
 
-    REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}  # noqa: RUF012
+    REASONS: ClassVar = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
     def event(self, kind: str, **fields: Any) -> bytes:
         return b"event: %b\n%b" % (kind.encode(), sse({"type": kind, **fields}))
@@ -168,11 +169,11 @@ class Anthropic:
         return self.event("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": text})
 
     def tool(self) -> bytes:
-        return (
-            self.event("content_block_start", index=1, content_block={"type": "tool_use", "id": "call_1", "name": "look"})
-            + self.event("content_block_delta", index=1, delta={"type": "input_json_delta", "partial_json": '{"at":"it"}'})
-            + self.event("content_block_stop", index=1)
-        )  # fmt: skip
+        block = {"type": "tool_use", "id": "call_1", "name": "look"}
+        delta = {"type": "input_json_delta", "partial_json": '{"at":"it"}'}
+        start = self.event("content_block_start", index=1, content_block=block)
+        arguments = self.event("content_block_delta", index=1, delta=delta)
+        return start + arguments + self.event("content_block_stop", index=1)
 
     def finish(self, reason: str, tokens: int) -> bytes:
         told = {"stop_reason": self.REASONS.get(reason, reason)}
@@ -195,6 +196,9 @@ class Anthropic:
         }
 
 
+Dialect = OpenAI | Anthropic
+
+
 def sse(body: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -213,7 +217,8 @@ class Server:
             headers = {name.lower(): value.strip() for name, _, value in lines}
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             if path == "/stats":
-                await answer(writer, 200, {**self.total, "tags": self.tags})
+                tokens = sum(counters["tokens"] for counters in self.tags.values())
+                await answer(writer, 200, {**self.total, "tokens": tokens, "tags": self.tags})
             elif path == "/v1/models":
                 await answer(writer, 200, {"object": "list", "data": [{"id": "badmodel", "object": "model"}]})
             elif method == "POST" and path in ("/v1/chat/completions", "/v1/messages"):
@@ -230,7 +235,7 @@ class Server:
             writer.close()
 
     async def generate(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialect: OpenAI | Anthropic, body: dict[str, Any]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialect: Dialect, body: dict[str, Any]
     ) -> None:
         """Answer, while the socket is watched: the client says nothing more, so what can be read is its end."""
         directive = directive_of(body, self.defaults)
@@ -267,8 +272,8 @@ async def answer(writer: asyncio.StreamWriter, status: int, body: Any, **headers
     data = body.encode() if isinstance(body, str) else json.dumps(body, ensure_ascii=False).encode()
     kind = "text/html" if isinstance(body, str) else "application/json"
     extra = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n{extra}\r\n"
-    writer.write(head.encode() + data)
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n"
+    writer.write(f"{head}Connection: close\r\n{extra}\r\n".encode() + data)
     await writer.drain()
 
 
@@ -276,7 +281,11 @@ class Reply:
     """One reply with its fault. `run` returns how it ended: finished, or faults when we ended it."""
 
     def __init__(
-        self, writer: asyncio.StreamWriter, dialect: OpenAI | Anthropic, directive: dict[str, Any], counters: dict[str, Any]
+        self,
+        writer: asyncio.StreamWriter,
+        dialect: Dialect,
+        directive: dict[str, Any],
+        counters: dict[str, Any],
     ) -> None:
         self.writer = writer
         self.dialect = dialect
@@ -300,9 +309,9 @@ class Reply:
         if fault == "json":
             await answer(self.writer, 200, dialect.whole("".join(self.tokens), self.finish, len(self.tokens)))
             return "finished"
-        framing = "Transfer-Encoding: chunked\r\n" if self.chunked else ""
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n{framing}Connection: close\r\n\r\n"
-        self.writer.write(head.encode())
+        framing = b"Transfer-Encoding: chunked\r\n" if self.chunked else b""
+        kind = b"Content-Type: text/event-stream; charset=utf-8\r\n"
+        self.writer.write(b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n" % (kind, framing))
         await self.writer.drain()
         if fault == "silent-before-first-token":
             await self.silence()
