@@ -2,19 +2,18 @@
 
     FLASKCHAT_<SETTING>         goes into app.config unchanged; deploy/README.md lists them
     OPENAI_API_KEY  OPENAI_BASE_URL  ANTHROPIC_API_KEY      where FLASKCHAT_ has none
-    FLASKCHAT_DATA              folder of the database and the secret key; ./instance beside this file
-    SECRET_KEY                  or FLASKCHAT_SECRET_KEY; made once in that folder where neither is given
+    FLASKCHAT_DATA              folder of the database and the kept key; ./instance beside this file
+    SECRET_KEY                  or FLASKCHAT_SECRET_KEY; without one, the extension keeps a key in that folder
     FLASKCHAT_TRUSTED_PROXIES   how many proxies in front set X-Forwarded-*; none
 
-Importing it opens no socket, file or database but these two: the folder and the key in it.
+Importing it opens no file or database, and no socket but those with which a model server is looked for on this host,
+where nothing says which model answers. They are closed again at once.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
-import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import NamedTuple
@@ -49,39 +48,13 @@ class Answering(NamedTuple):
 
 
 def data_folder(environ: Mapping[str, str]) -> Path:
-    """The folder of the database and the key, made readable by its owner alone."""
+    """The folder of the database and the kept key, made for its owner alone."""
     folder = Path(environ.get("FLASKCHAT_DATA") or ROOT / "instance").absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"FLASKCHAT_DATA={str(folder)!r}: expected a folder: {error}") from error
     return folder
-
-
-def secret_key(environ: Mapping[str, str], folder: Path) -> str:
-    """The key that signs the visitors' cookies.
-
-    A link fails where the name is taken, and a linked file is whole: so workers that start at once agree on one key.
-    """
-    given = environ.get("SECRET_KEY") or environ.get("FLASKCHAT_SECRET_KEY")
-    if given:
-        return given
-    path = folder / "secret_key"
-    if not path.exists():
-        descriptor, draft = tempfile.mkstemp(dir=folder, prefix=".secret_key-")  # 0600
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(secrets.token_hex(32) + "\n")
-            os.link(draft, path)
-            log.info("made a secret key in %s; keep it, or visitors lose their conversations", path)
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(draft)
-    key = path.read_text(encoding="ascii").strip()
-    if not key:
-        raise ConfigurationError(f"{path} is empty: delete it, or set SECRET_KEY")
-    return key
 
 
 def configuration(environ: Mapping[str, str]) -> dict[str, str]:
@@ -119,7 +92,7 @@ def create_app(environ: MutableMapping[str, str] = os.environ) -> Flask:
     # no static folder of its own: the chat has the root, and serves its own files
     app = Flask("wsgi", root_path=str(ROOT), instance_path=str(folder), static_folder=None)
     app.config.update(configuration(environ))
-    app.config.update(SECRET_KEY=secret_key(environ, folder), SESSION_COOKIE_SAMESITE="Lax")
+    app.secret_key = environ.get("SECRET_KEY") or environ.get("FLASKCHAT_SECRET_KEY")
     chosen = app.extensions["flaskchat.answering"] = answering(app.config)
     app.config.update(chosen.settings)
     proxies = environ.get("FLASKCHAT_TRUSTED_PROXIES", "0") or "0"

@@ -59,7 +59,7 @@ def main() -> None:
     except ConfigurationError as error:
         fail(str(error))
     model = app.extensions["flaskchat.answering"]
-    print(f"flaskchat answers with {model.model}: {model.why}", flush=True)
+    print(f"flaskchat answers with {model.model}, {model.why}", flush=True)
     print(f"flaskchat listens on {where}", flush=True)
     os.environ.update(model.settings)
     gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), *sys.argv[1:]]

@@ -22,6 +22,8 @@ from .models import Error
 
 
 class FlaskChatError(Exception):
+    """Whatever goes wrong here."""
+
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False

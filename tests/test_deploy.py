@@ -1,0 +1,304 @@
+"""What is in deploy/: the pinned packages, the launcher, the table of settings, and files that other programs read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "deploy"
+SCRIPTS = [DEPLOY / "run", DEPLOY / "install", ROOT / "tests" / "run", ROOT / ".ci" / "run"]
+
+
+def load(path: Path, name: str) -> ModuleType:
+    """A script of deploy/, as a module."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def requirements() -> ModuleType:
+    return load(DEPLOY / "requirements.py", "deploy_requirements")
+
+
+def lines_of(*options: str) -> str:
+    command = [sys.executable, str(DEPLOY / "requirements.py"), *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+# the pinned packages
+
+
+def test_everything_that_is_needed_is_pinned_with_hashes() -> None:
+    text = lines_of("--dev")
+    pins = re.findall(r"^([a-z0-9-]+)==", text, re.M)
+    assert len(pins) > 40
+    for block in re.findall(r"^[a-z0-9].*(?:\n[ ].*)*", text, re.M):
+        assert block.count("--hash=sha256:") >= 1, block.split("\n")[0]
+
+
+def test_pins_satisfy_what_pyproject_asks_for(requirements: ModuleType) -> None:
+    from packaging.requirements import Requirement
+
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    pins = dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\]+)", lines_of("--dev"), re.M))
+    for line in requirements.open_requirements(document, build=True, extras=[], dev=True):
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pins[requirements.canonical(line)]), line
+
+
+def test_a_deployment_gets_what_it_runs_with_and_no_more() -> None:
+    run, build = lines_of(), lines_of("--build")
+    assert all(f"\n{name}==" in "\n" + run for name in ["flask", "werkzeug", "gevent", "greenlet", "gunicorn"])
+    assert all(f"\n{name}==" not in build for name in ["pytest", "mypy", "redis", "playwright"])
+    assert "\nhatchling==" in build
+    assert "\nhatchling==" not in run
+    assert "\nredis==" in lines_of("--extra", "redis")
+
+
+def test_a_package_that_is_not_pinned_is_named(requirements: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="does not pin nothing-like-it"):
+        requirements.locked({"async-timeout": ("", set())}, {"nothing-like-it"})
+
+
+def test_the_pins_name_no_host() -> None:
+    text = (DEPLOY / "constraints.txt").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|file:/|--(extra-)?index|--find-links|--trusted", text)
+
+
+# the scripts
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_script_can_be_run_and_is_plain_sh(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    assert script.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
+    subprocess.run(["/bin/sh", "-n", str(script)], check=True, timeout=10)
+
+
+def copy_of_install(tmp_path: Path) -> Path:
+    """A checkout with nothing but what deploy/install reads before it needs Python."""
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(DEPLOY / "install", tmp_path / "deploy" / "install")
+    return tmp_path / "deploy" / "install"
+
+
+def fake(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
+    install = copy_of_install(tmp_path)
+    old = tmp_path / "old"
+    fake(old, "python3", '[ "$1" = --version ] && { echo Python 3.9.2; exit 0; }; exit 1')
+    for name in ("dirname", "tail", "head", "cat", "ls"):
+        (old / name).symlink_to(shutil.which(name) or "/bin/" + name)
+    done = subprocess.run(
+        [str(install)], env={"PATH": str(old)}, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert "Python 3.11 or newer is needed" in done.stderr
+    assert "Python 3.9.2" in done.stderr
+
+
+def test_a_python_without_venv_is_told_how_to_get_it(tmp_path: Path) -> None:
+    install = copy_of_install(tmp_path)
+    fake(
+        tmp_path / "bare", "python3", f'case "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"'
+    )
+    done = subprocess.run(
+        [str(install)],
+        env={"PATH": f"{tmp_path / 'bare'}:/usr/bin:/bin", "PYTHON": "python3"},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "apt-get install python3-venv" in done.stderr
+
+
+# the launcher
+
+
+def start(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run deploy/start.py with gunicorn only checking its configuration."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, str(DEPLOY / "start.py"), "--check-config"],
+        env={**kept, "FLASKCHAT_DATA": str(tmp_path / "data"), **environ},
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+    )  # fmt: skip
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_it_says_where_and_with_which_model_and_why(tmp_path: Path) -> None:
+    port = free_port()
+    done = start(tmp_path, PORT=port, OPENAI_API_KEY="k", FLASKCHAT_MODEL="openai:gpt-5-mini")
+    assert done.returncode == 0, done.stderr
+    assert f"http://127.0.0.1:{port}" in done.stdout
+    assert re.search(r"answers with openai:gpt-5-mini, because \S+", done.stdout)
+
+
+def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = start(tmp_path, PORT=str(port), FLASKCHAT_MODEL="guide")
+    assert done.returncode == 1
+    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
+    assert "PORT=" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"PORT": "eighty"}, "PORT='eighty'"),
+        ({"PORT": "70000"}, "PORT='70000'"),
+        ({"HOST": "not an address"}, "HOST='not an address'"),
+        ({"FLASKCHAT_HEARTBEAT": "often"}, "FLASKCHAT_HEARTBEAT='often'"),
+        ({"FLASKCHAT_TYPO": "1"}, "FLASKCHAT_TYPO"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_gunicorn_starts(tmp_path: Path, environ: dict[str, str], words: str) -> None:
+    done = start(tmp_path, **{"PORT": free_port(), "FLASKCHAT_MODEL": "guide", **environ})
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# files that other programs read
+
+
+def conf(monkeypatch: pytest.MonkeyPatch, **environ: str) -> dict[str, Any]:
+    """gunicorn's settings from deploy/gunicorn.conf.py, read in a process of its own, because it patches."""
+    code = (
+        "import json, runpy, sys; found = runpy.run_path(sys.argv[1]);"
+        "print(json.dumps({k: v for k, v in found.items() if isinstance(v, (str, int, float, type(None)))}))"
+    )
+    for name in ("HOST", "PORT", "WEB_CONCURRENCY"):
+        monkeypatch.delenv(name, raising=False)
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(DEPLOY / "gunicorn.conf.py")],
+        env={**os.environ, **environ}, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout))
+
+
+def test_the_usual_variables_are_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert conf(monkeypatch)["bind"] == "127.0.0.1:8000"
+    assert conf(monkeypatch)["workers"] == 2
+    found = conf(monkeypatch, HOST="::1", PORT="9000", WEB_CONCURRENCY="5")
+    assert (found["bind"], found["workers"]) == ("[::1]:9000", 5)
+    assert conf(monkeypatch, HOST="unix:/tmp/x.sock")["bind"] == "unix:/tmp/x.sock"
+
+
+def test_every_name_in_the_configuration_is_one_of_gunicorns() -> None:
+    from gunicorn.config import KNOWN_SETTINGS
+
+    known = {setting.name for setting in KNOWN_SETTINGS}
+    text = (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8")
+    names = re.findall(r"^([a-z]\w*)(?:, \w+)? = |^def (\w+)", text, re.M)
+    assert {first or second for first, second in names} <= known
+
+
+def test_the_patch_comes_first() -> None:
+    code = re.sub(r'^""".*?"""', "", (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8"), flags=re.S)
+    lines = [line for line in code.split("\n") if line and not line.startswith("#")]
+    assert lines[:2] == ["from gevent import monkey", "monkey.patch_all()"]
+
+
+def test_the_times_fit_into_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flaskchat.config import Settings
+
+    found = conf(monkeypatch)
+    unit = (DEPLOY / "flaskchat.service").read_text(encoding="utf-8")
+    nginx = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    stop = int(re.findall(r"^TimeoutStopSec=(\d+)", unit, re.M)[0])
+    assert Settings().drain < found["graceful_timeout"] < stop
+    assert int(re.findall(r"keepalive_timeout (\d+)s;", nginx)[0]) < found["keepalive"]
+    assert int(re.findall(r"proxy_read_timeout (\d+)s;", nginx)[0]) >= 2 * Settings().heartbeat
+    assert found["max_requests"] == 0
+
+
+def test_nginx_understands_its_file(tmp_path: Path) -> None:
+    nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    site = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    (tmp_path / "site.conf").write_text(site.replace("listen 80;", f"listen 127.0.0.1:{free_port()};"))
+    main = "pid P/pid;\nerror_log stderr;\nevents {}\nhttp { access_log off; include P/site.conf; }\n"
+    (tmp_path / "nginx.conf").write_text(main.replace("P/", f"{tmp_path}/"))
+    done = subprocess.run(
+        [nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+# the documentation
+
+
+def test_the_table_of_settings_is_in_step() -> None:
+    settings = load(DEPLOY / "settings.py", "deploy_settings")
+    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert settings.with_table(text) == text, "run: python deploy/settings.py"
+
+
+def test_the_table_needs_its_marks() -> None:
+    settings = load(DEPLOY / "settings.py", "deploy_settings")
+    with pytest.raises(ValueError, match="expected the marks"):
+        settings.with_table("# no marks\n")
+
+
+def test_the_documentation_names_no_setting_that_is_not_there() -> None:
+    from flaskchat.config import SETTINGS
+
+    known = {setting.name for setting in SETTINGS}
+    known |= {"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES"}
+    files = [ROOT / "README.md", ROOT / "CHANGES.md", *(path for path in DEPLOY.iterdir() if path.is_file())]
+    for path in files:
+        named = set(re.findall(r"FLASKCHAT_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8")))
+        assert named <= known, path.name
+
+
+def test_links_within_the_documentation_lead_somewhere() -> None:
+    for path in (ROOT / "README.md", DEPLOY / "README.md", ROOT / "CHANGES.md"):
+        for target in re.findall(r"(?<!!)\[[^\]]+\]\((?!https?:|#)([^)]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target.partition("#")[0]).exists(), f"{path.name}: {target}"
+
+
+def test_python_in_the_documentation_is_python() -> None:
+    for path in (ROOT / "README.md", DEPLOY / "README.md"):
+        for code in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S):
+            compile(code, str(path), "exec")
+
+
+def test_the_changes_begin_with_the_version_of_the_package() -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGES.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", changes, re.M)[0] == document["project"]["version"]
