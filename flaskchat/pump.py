@@ -21,7 +21,7 @@ from typing import Protocol
 
 from . import tasks
 from .feed import Feed
-from .live import Live
+from .live import Bell, Live, LiveRun
 from .log.base import Append, Entry, Log, LogUnavailable, Stop
 from .poller import READ, Poller
 from .store.base import Ending, Fenced, Lease
@@ -117,6 +117,12 @@ class Pump:
         self.poller.ring()
         if not self._closing:
             waiter.wait()
+
+    def attend(self, run: LiveRun, bell: Bell) -> None:
+        """Ring `bell` whenever the run moves; another worker's run is looked for in the log from now on."""
+        self.live.watch(run, bell)
+        if not run.own:
+            self.poller.ring()
 
     def abandon(self) -> None:
         """The lease is lost: another worker ends our runs. Forget them, and send their readers there."""

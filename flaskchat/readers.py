@@ -207,7 +207,7 @@ class Readers:
     def attach(self, run: LiveRun, cursor: int, sock: Any, *, first: bytes = b"") -> Reader:
         retry = sse.retry(int(self._retry * 1000 * random.uniform(0.5, 1.5)))
         reader = Reader(self, run, cursor, retry, first, sock)
-        self._live.watch(run, reader)
+        self.pump.attend(run, reader)
         self._open.add(reader)
         if sock is not None:
             self._prepare(reader, sock)

@@ -196,7 +196,7 @@ class Runs:
                 asked = True
             run = feed.live if feed is not None else self._readers.bring(run_id)
             ended = _Ended(run)
-            self._live.watch(run, ended)
+            self._pump.attend(run, ended)
             try:
                 if feed is not None:
                     self.end(feed, Stopped(), asked_at)

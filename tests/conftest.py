@@ -30,6 +30,7 @@ class Server:
 
     def __init__(self, folder: Path, settings: dict[str, object], *, workers: int, kind: str, app: str, args: list[str]) -> None:
         self.folder = folder
+        self._clients: list[Client] = []
         self.port = free_port()
         self.log_path = folder / f"server-{self.port}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLASKCHAT_", "OPENAI_", "ANTHROPIC_"))}
@@ -60,7 +61,9 @@ class Server:
         raise AssertionError(f"the server did not start:\n{self.log()}")
 
     def client(self, timeout: float = 30.0) -> Client:
-        return Client(self.port, timeout=timeout)
+        client = Client(self.port, timeout=timeout)
+        self._clients.append(client)
+        return client
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -69,6 +72,8 @@ class Server:
         return [child.pid for child in psutil.Process(self.process.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
 
     def close(self) -> None:
+        for client in self._clients:
+            client.close()
         children = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
         self.process.send_signal(signal.SIGTERM)
         try:

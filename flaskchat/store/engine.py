@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -31,6 +31,7 @@ from sqlalchemy.pool import NullPool
 from .. import tasks
 from ..errors import ConfigurationError, Unavailable
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 READERS = 3
@@ -118,6 +119,10 @@ class Database:
     def connect(self, *, write: bool) -> Connection:
         """A connection of the caller's own; waits in C when it opens."""
         return self.engine.connect().execution_options(sqlite_begin="IMMEDIATE" if write else "")
+
+    def offload(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what may wait in C in one of this database's threads."""
+        return self._threads.call(function, *args, **kwargs)
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

@@ -95,9 +95,20 @@ class Client:
     def __init__(self, port: int, host: str = "127.0.0.1", timeout: float = 30.0) -> None:
         self.host, self.port, self.timeout = host, port, timeout
         self.cookie = ""
+        self._opened: list[HTTPConnection] = []
+        self._streams: list[Stream] = []
 
     def connect(self) -> HTTPConnection:
-        return HTTPConnection(self.host, self.port, timeout=self.timeout)
+        connection = HTTPConnection(self.host, self.port, timeout=self.timeout)
+        self._opened.append(connection)
+        return connection
+
+    def close(self) -> None:
+        """Close what this client has opened and not closed itself."""
+        for stream in self._streams:
+            stream.response.close()
+        for connection in self._opened:
+            connection.close()
 
     def connect_to(self, worker: int) -> HTTPConnection:
         """A kept-alive connection that the process `worker` serves."""
@@ -128,7 +139,9 @@ class Client:
         set_cookie = response.headers.get("Set-Cookie")
         if set_cookie:
             self.cookie = set_cookie.partition(";")[0]
-        return Stream(connection, response)
+        stream = Stream(connection, response)
+        self._streams.append(stream)
+        return stream
 
     def get(self, path: str, **more: Any) -> Stream:
         return self.request("GET", path, **more)
