@@ -86,7 +86,9 @@ def create_app(environ: MutableMapping[str, str] = os.environ) -> Flask:
     :raises ConfigurationError: names the variable, its value and what was expected.
     """
     if not logging.getLogger().handlers:
-        logging.basicConfig(format="[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s")
+        logging.basicConfig(
+            format="[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S %z"
+        )
         log.setLevel(logging.INFO)
     folder = data_folder(environ)
     # no static folder of its own: the chat has the root, and serves its own files
