@@ -36,10 +36,7 @@ _DAY = 86_400_000  # milliseconds; poll() takes no number that C cannot hold
 
 
 class Connection:
-    __slots__ = ("_bell", "_endpoint", "_incoming", "_outgoing", "_shut", "_sock", "_tls", "ended", "receive")
-
-    receive: Callable[[int], bytes]
-    """As `recv` of a socket that does not block; no bytes mean the end."""
+    __slots__ = ("_bell", "_endpoint", "_incoming", "_outgoing", "_shut", "_sock", "_tls", "ended")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -54,6 +51,14 @@ class Connection:
         sock = self._sock
         number = -1 if sock is None or self._shut else sock.fileno()
         return number if number >= 0 else None
+
+    @property
+    def receive(self) -> Callable[[int], bytes]:
+        """A function as `recv` of a socket that does not block: no bytes mean the end. Not kept here, but by whoever
+        calls it often: a bound method of its own would make the connection a cycle.
+        """
+        assert self._sock is not None
+        return self._sock.recv if self._tls is None else self._receive_tls
 
     def open(self, by: float) -> None:
         """Connect to the first address that answers.
@@ -151,7 +156,6 @@ class Connection:
                     code = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
                 if code == 0:
                     sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-                    self.receive = sock.recv
                     return
                 problem = f"{address[0]}: {os.strerror(code)}"
             except TimeoutError:
@@ -177,12 +181,12 @@ class Connection:
                 break
         self._send_all(self._outgoing.read(), by)
         self._tls = tls
-        self.receive = self._receive_tls
 
     def _take_encrypted(self, by: float) -> None:
+        receive = self.receive
         while True:
             try:
-                data = self.receive(16384)
+                data = receive(16384)
             except BlockingIOError:
                 self.wait(by)
             else:

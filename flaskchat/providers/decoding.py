@@ -105,7 +105,18 @@ class ToolCall:
 class StreamDecoder:
     """A reply as server-sent events. See `base.Decoder` for the contract."""
 
-    __slots__ = ("_dirty", "_ended", "_error", "_events", "_frames", "_held", "_kind", "_parts", "_tool_bytes")
+    __slots__ = (
+        "__weakref__",
+        "_dirty",
+        "_ended",
+        "_error",
+        "_events",
+        "_frames",
+        "_held",
+        "_kind",
+        "_parts",
+        "_tool_bytes",
+    )
 
     def __init__(self) -> None:
         self._frames = sse.Decoder()
@@ -205,10 +216,8 @@ class StreamDecoder:
         if self._parts:
             self._flush(final=False)
         self._dirty = False
-        events = self._events
-        if events:
-            self._events = []
-        elif self._error is not None:
+        events, self._events = self._events, []
+        if self._error is not None and not events:
             raise self._error
         return events
 

@@ -19,6 +19,7 @@ from ..errors import ConfigurationError, ModelBusy, ModelError, ModelRefused
 _BUSY = frozenset({408, 409, 425, 429})
 _FINAL_5XX = frozenset({501, 505, 511})
 _VISIBLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+\Z")
 _NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?\Z")
 
 
@@ -50,7 +51,7 @@ class Endpoint:
             if url.scheme not in ("http", "https") or not host or url.username is not None or url.fragment:
                 raise ValueError
             ascii_host = host if ":" in host else host.encode("idna").decode("ascii")
-            if "%" not in ascii_host and not _VISIBLE.match(ascii_host):
+            if not _HOST.match(ascii_host):
                 raise ValueError
         except ValueError:  # UnicodeError is one
             shown = "(hidden)" if "@" in base_url else repr(base_url)

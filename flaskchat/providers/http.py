@@ -43,6 +43,8 @@ MAX_REFUSAL = 2048
 REFUSAL_WAIT = 2.0
 """Seconds given to the rest of an error's body, which only the log wants."""
 
+_NOT_HTTP = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+
 DecoderFor = Callable[[str], base.Decoder | None]
 
 
@@ -181,7 +183,7 @@ class HTTPSource:
         if data:
             try:
                 self._feed(data)
-            except httptools.HttpParserError as error:
+            except _NOT_HTTP as error:
                 if not answer.complete:
                     problem = ModelProtocolError(f"{self._endpoint}: not HTTP: {error}")
             if pieces:
@@ -241,7 +243,7 @@ class HTTPSource:
             self._read_head(self._send(by), by)
         except TimeoutError:
             raise ModelTimeout(f"{endpoint}: no answer within {endpoint.first_byte_timeout:g} s") from None
-        except httptools.HttpParserError as error:
+        except _NOT_HTTP as error:
             raise ModelProtocolError(f"{endpoint}: not HTTP: {error}") from None
         except OSError as error:
             raise ModelUnreachable(f"{endpoint}: {error}") from None
@@ -293,7 +295,7 @@ class HTTPSource:
     def _feed_head(self, data: bytes) -> None:
         try:
             self._feed(data)
-        except httptools.HttpParserError:
+        except _NOT_HTTP:
             if not self._answer.complete:
                 raise
 
@@ -307,6 +309,6 @@ class HTTPSource:
                 if not data:
                     break
                 self._feed_head(data)
-        except (OSError, httptools.HttpParserError):
+        except (OSError, *_NOT_HTTP):
             pass  # what has come will do; TimeoutError is an OSError
         return self._endpoint.without_secrets(shown(b"".join(pieces)[:MAX_REFUSAL], MAX_REFUSAL))

@@ -9,7 +9,7 @@ said by a JSON object anywhere in the last user message, or by the model's name 
 
     tag         under which /stats counts this request; also the seed of its text
     tokens      how many (20); rate: tokens a second, 0 for all at once; delay: seconds before the first one
-    text        this text, in place of one made from the seed
+    text        this text, in place of one made from the seed, in pieces of `size` characters (4)
     reasoning   tokens of reasoning before the text; tool: true for a tool call at the end
     finish      the finish reason ("stop"); framing: "chunked" or "close" (the body ends with the connection)
     fault       what goes wrong, see FAULTS; after: how many tokens come first (5); hold: seconds a silence lasts
@@ -69,8 +69,8 @@ FIELDS = ("\rdata: forged", "\r\nevent: done", "\nid: 99\n\n", "\u2028data: x", 
 def tokens_of(directive: dict[str, Any]) -> list[str]:
     """The pieces of text that a request with this directive is sent, where nothing cuts it short."""
     if "text" in directive:
-        text = str(directive["text"])
-        pieces = [text[at : at + 4] for at in range(0, len(text), 4)]
+        text, size = str(directive["text"]), int(directive.get("size", 4))
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
     else:
         dice = random.Random(str(directive.get("seed", directive.get("tag", ""))))
         pieces = [dice.choice(WORDS) + " " for _ in range(int(directive.get("tokens", 20)))]
