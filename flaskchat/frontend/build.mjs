@@ -1,0 +1,59 @@
+// Bundles the page into the folder given as the first argument (default: ../static, beside the package's templates).
+// One module with its styles inside, page.css and the icon for the page around it, and the licences of the bundle's parts.
+
+import { copyFile, mkdir, readFile, readdir, writeFile } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { build, transform } from "esbuild";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const out = resolve(process.argv[2] ?? join(here, "..", "static"));
+
+/** A stylesheet as text: it goes into the shadow root by adoptedStyleSheets, which a strict CSP allows. */
+const styles = {
+  name: "styles",
+  setup(api) {
+    api.onLoad({ filter: /\.css$/ }, async ({ path }) => {
+      const { code } = await transform(await readFile(path, "utf8"), { loader: "css", minify: true });
+      return { contents: code.trim(), loader: "text" };
+    });
+  },
+};
+
+const result = await build({
+  entryPoints: [join(here, "src", "flaskchat.ts")],
+  outdir: out,
+  bundle: true,
+  format: "esm",
+  target: ["chrome111", "firefox115", "safari16.4"],
+  minify: true,
+  sourcemap: false,
+  legalComments: "none",
+  charset: "utf8",
+  metafile: true,
+  plugins: [styles],
+  logLevel: "warning",
+});
+
+await mkdir(out, { recursive: true });
+const page = await transform(await readFile(join(here, "src", "page.css"), "utf8"), { loader: "css", minify: true });
+await writeFile(join(out, "page.css"), page.code);
+await copyFile(join(here, "src", "icon.svg"), join(out, "icon.svg"));
+await writeFile(join(out, "LICENSES.txt"), await licenses(Object.keys(result.metafile.inputs)));
+
+async function licenses(inputs) {
+  const names = new Set();
+  for (const input of inputs) {
+    const found = /.*node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input);
+    if (found) names.add(found[1]);
+  }
+  const parts = ["flaskchat.js contains the following packages. flaskchat itself is under the BSD-3-Clause licence."];
+  for (const name of [...names].sort()) {
+    const folder = join(here, "node_modules", name);
+    const { version, license } = JSON.parse(await readFile(join(folder, "package.json"), "utf8"));
+    const file = (await readdir(folder)).find((each) => /^licen[cs]e(\.(md|txt))?$/i.test(each));
+    if (!file) throw new Error(`${name} has no licence text`);
+    parts.push(`${"-".repeat(78)}\n${name} ${version} (${license})\n\n${(await readFile(join(folder, file), "utf8")).trim()}`);
+  }
+  return parts.join("\n\n") + "\n";
+}

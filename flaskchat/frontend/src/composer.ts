@@ -1,0 +1,117 @@
+/** Where a message is written, and Stop. Enter sends, Shift+Enter breaks the line, Escape stops the reply. */
+
+import { html, nothing } from "lit";
+import type { ReactiveControllerHost, TemplateResult } from "lit";
+import { square, up } from "./icons.ts";
+import type { Model } from "./protocol.ts";
+
+export interface ComposerState {
+  running: boolean;
+  stopping: boolean;
+  models: Model[];
+  model: string | null;
+  disabled: boolean;
+}
+
+export interface ComposerActions {
+  send: (text: string) => void;
+  stop: () => void;
+  pick: (model: string) => void;
+}
+
+export class Composer {
+  readonly #host: ReactiveControllerHost & { renderRoot: ParentNode };
+  readonly #actions: ComposerActions;
+  #text = "";
+  #running = false;
+  #composing = false;
+
+  constructor(host: ReactiveControllerHost & { renderRoot: ParentNode }, actions: ComposerActions) {
+    this.#host = host;
+    this.#actions = actions;
+  }
+
+  get #area(): HTMLTextAreaElement | null {
+    return this.#host.renderRoot.querySelector("textarea");
+  }
+
+  focus(): void {
+    this.#area?.focus({ preventScroll: true });
+  }
+
+  /** Put a text that was not accepted back in front of what has been written since. */
+  giveBack(text: string): void {
+    this.#set(this.#text.trim() ? `${text}\n\n${this.#text}` : text);
+  }
+
+  render(state: ComposerState): TemplateResult {
+    this.#running = state.running;
+    const picked = state.model ?? state.models.find((model) => model.default)?.id;
+    return html`<form class="composer" @submit=${this.#submit}>
+      <textarea
+        rows="1"
+        aria-label="Your message"
+        placeholder="Write a message"
+        enterkeyhint="send"
+        ?disabled=${state.disabled}
+        .value=${this.#text}
+        @input=${this.#input}
+        @keydown=${this.#key}
+        @compositionstart=${() => (this.#composing = true)}
+        @compositionend=${() => (this.#composing = false)}
+      ></textarea>
+      <div class="tools">
+        ${state.models.length > 1
+          ? html`<select aria-label="Model" @change=${this.#pick}>
+              ${state.models.map(
+                (model) => html`<option value=${model.id} ?selected=${model.id === picked}>${model.label}</option>`,
+              )}
+            </select>`
+          : nothing}
+        <span class="hint">Enter sends, Shift+Enter breaks the line</span>
+        ${state.running
+          ? html`<button type="button" class="round stop" ?disabled=${state.stopping} title="Stop (Esc)" @click=${this.#actions.stop}>
+              ${square}<span>Stop</span>
+            </button>`
+          : html`<button class="round" ?disabled=${!this.#text.trim() || state.disabled} title="Send (Enter)">
+              ${up}<span>Send</span>
+            </button>`}
+      </div>
+    </form>`;
+  }
+
+  readonly #input = (event: Event): void => {
+    this.#set((event.target as HTMLTextAreaElement).value);
+  };
+
+  readonly #pick = (event: Event): void => {
+    this.#actions.pick((event.target as HTMLSelectElement).value);
+  };
+
+  readonly #key = (event: KeyboardEvent): void => {
+    // Safari ends a composition before the Enter that ended it: that one still has the key code 229.
+    if (this.#composing || event.isComposing || event.keyCode === 229) return;
+    if (event.key === "Enter" && !event.shiftKey && !event.altKey) this.#submit(event);
+    else if (event.key === "Escape" && this.#running) this.#actions.stop();
+  };
+
+  readonly #submit = (event: Event): void => {
+    event.preventDefault();
+    const text = this.#text.trim();
+    if (!text || this.#running) return;
+    this.#set("");
+    this.#actions.send(text);
+  };
+
+  #set(text: string): void {
+    const area = this.#area;
+    const before = Boolean(this.#text.trim());
+    this.#text = text;
+    if (area && area.value !== text) area.value = text;
+    if (area && !CSS.supports("field-sizing", "content")) {
+      area.style.height = "auto";
+      area.style.height = `${area.scrollHeight}px`;
+    }
+    if (before !== Boolean(text.trim())) this.#host.requestUpdate();
+  }
+}

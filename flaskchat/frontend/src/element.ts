@@ -1,0 +1,324 @@
+/**
+ * `<flask-chat>`: the chat as one custom element. Puts the parts together; what they do is theirs.
+ *
+ *     <flask-chat endpoint="/chat" conversation="c_…" model="parrot" page></flask-chat>
+ *
+ * endpoint      the path under which the chat is mounted; "" for the root
+ * conversation  the conversation to show; absent: a new one. Follows what the reader opens
+ * model         the model to ask, unless the reader picks another
+ * page          this is the whole page: the address and the title follow the conversation
+ * heartbeat     seconds between the server's heartbeats, where it is not 15
+ *
+ * Fires `conversationchange` with `detail.id`.
+ */
+
+import { html, LitElement, nothing } from "lit";
+import type { PropertyValues, TemplateResult } from "lit";
+import { repeat } from "lit/directives/repeat.js";
+import { Api } from "./api.ts";
+import { Composer } from "./composer.ts";
+import type { Entry } from "./conversation.ts";
+import { down, menu } from "./icons.ts";
+import { questionTemplate, ReplyView, replyTemplate } from "./message.ts";
+import type { Model } from "./protocol.ts";
+import { Follower } from "./scroll.ts";
+import { Session } from "./session.ts";
+import { Sidebar } from "./sidebar.ts";
+import { styles } from "./styles.ts";
+
+export class FlaskChatElement extends LitElement {
+  static override styles = styles;
+  static override properties = {
+    endpoint: {},
+    conversation: {},
+    model: {},
+    page: { type: Boolean },
+    heartbeat: { type: Number },
+  };
+
+  declare endpoint: string;
+  declare conversation: string | null;
+  declare model: string | null;
+  declare page: boolean;
+  declare heartbeat: number;
+
+  #api!: Api;
+  #session!: Session;
+  #models: Model[] = [];
+  #menu = false;
+  #announcement = "";
+  #follower: Follower | null = null;
+  readonly #views = new WeakMap<Entry, ReplyView>();
+  readonly #dirty = new Set<Entry>();
+  #frame = 0;
+  #title = "";
+
+  readonly #composer = new Composer(this, {
+    send: (text) => {
+      this.#session.send(text);
+      this.#follower?.toEnd();
+      this.requestUpdate();
+    },
+    stop: () => {
+      const running = this.#session.running;
+      if (running) this.#session.stop(running);
+    },
+    pick: (model) => (this.#session.model = model),
+  });
+
+  readonly #sidebar = new Sidebar(this, () => this.#api, {
+    href: (id) => this.#href(id),
+    open: (id) => {
+      this.#menu = false;
+      this.#show(id);
+      if (this.page && this.#href(id) !== location.pathname) history.pushState(null, "", this.#href(id));
+      this.#composer.focus();
+    },
+  });
+
+  readonly #actions = {
+    regenerate: (entry: Entry): void => {
+      this.#session.regenerate(entry);
+      this.requestUpdate();
+    },
+    continue: (entry: Entry): void => {
+      this.#session.continue(entry);
+      this.requestUpdate();
+    },
+    copy: (text: string, button: HTMLElement): void => void copy(text, button),
+  };
+
+  constructor() {
+    super();
+    this.endpoint = "";
+    this.conversation = null;
+    this.model = null;
+    this.page = false;
+    this.heartbeat = 15;
+  }
+
+  override connectedCallback(): void {
+    super.connectedCallback();
+    this.#title ||= document.title;
+    this.#api = new Api(this.endpoint);
+    this.#session = new Session(
+      this.#api,
+      {
+        onChange: () => this.requestUpdate(),
+        onConversation: (id) => this.#named(id),
+        onRun: () => void this.#sidebar.refresh(),
+        onAnnounce: (words) => (this.#announcement = words),
+        onReturn: (text) => this.#composer.giveBack(text),
+      },
+      { heartbeat: this.heartbeat },
+    );
+    this.#session.model = this.model;
+    if (!navigator.onLine) this.#session.offline = true;
+    for (const [target, type, listener] of this.#listeners) target.addEventListener(type, listener);
+    void this.#session.open(this.conversation);
+    void this.#sidebar.refresh();
+    void this.#loadModels();
+  }
+
+  override disconnectedCallback(): void {
+    super.disconnectedCallback();
+    for (const [target, type, listener] of this.#listeners) target.removeEventListener(type, listener);
+    this.#session.close();
+    this.#sidebar.close();
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+  }
+
+  readonly #listeners: [EventTarget, string, (event: Event) => void][] = [
+    [window, "online", () => (this.#session.offline = false)],
+    [window, "offline", () => (this.#session.offline = true)],
+    [document, "visibilitychange", () => this.#looked()],
+    [window, "popstate", () => this.page && this.#show(this.#idOf(location.pathname))],
+  ];
+
+  protected override firstUpdated(): void {
+    const scroller = this.renderRoot.querySelector<HTMLElement>(".scroll")!;
+    this.#follower = new Follower(scroller, () => this.requestUpdate());
+    new ResizeObserver(() => this.#follower?.grown()).observe(scroller);
+    if (this.page && !matchMedia("(pointer: coarse)").matches) this.#composer.focus();
+  }
+
+  protected override willUpdate(changed: PropertyValues<this>): void {
+    if (changed.has("model") && this.hasUpdated) this.#session.model = this.model;
+    if (changed.has("conversation") && this.hasUpdated && this.conversation !== this.#session.conversation.id) {
+      this.#show(this.conversation);
+    }
+  }
+
+  protected override updated(): void {
+    this.#follower?.grown();
+    if (this.page) {
+      const { id, title } = this.#session.conversation;
+      const name = title || (id && this.#sidebar.title(id));
+      document.title = name ? `${name} · ${this.#title}` : this.#title;
+    }
+  }
+
+  protected override render(): TemplateResult {
+    const session = this.#session;
+    const { id, title } = session.conversation;
+    const branch = session.conversation.branch;
+    const running = session.running;
+    const empty = branch.length === 0 && !session.loading && !session.failure;
+    return html`
+      <div class=${`app ${this.#menu ? "open" : ""} ${this.page ? "page" : ""}`} @keydown=${this.#key} @click=${this.#click}>
+        ${this.#sidebar.render(id, running !== null)}
+        <div class="backdrop" @click=${this.#toggle}></div>
+        <section class="main" aria-label="Chat">
+          <header>
+            <button class="plain menu" aria-label="Conversations" aria-expanded=${this.#menu} @click=${this.#toggle}>${menu}</button>
+            <h1>${title || (empty ? "New conversation" : "")}</h1>
+          </header>
+          <div class="scroll" tabindex="0" role="group" aria-label="Messages">
+            <div class="column messages">
+              ${session.loading ? html`<p class="words going">Loading the conversation…</p>` : nothing}
+              ${session.failure ? this.#failure(session.failure) : nothing}
+              ${empty ? this.#welcome() : nothing}
+              ${repeat(
+                branch,
+                (entry) => entry.key,
+                (entry) =>
+                  entry.role === "user"
+                    ? questionTemplate(entry)
+                    : replyTemplate(entry, this.#view(entry), this.#actions, entry === branch.at(-1)),
+              )}
+            </div>
+          </div>
+          <footer>
+            <div class="column">
+              ${this.#follower?.following === false
+                ? html`<button class="end" @click=${this.#toEnd}>${down}<span>${running ? "Follow the reply" : "To the end"}</span></button>`
+                : nothing}
+              ${session.problem ? html`<p class="problem" role="alert">${session.problem}</p>` : nothing}
+              ${this.#composer.render({
+                running: running !== null,
+                stopping: running?.stopping ?? false,
+                models: this.#models,
+                model: session.model ?? session.conversation.model ?? null,
+                disabled: session.loading || session.failure !== "",
+              })}
+            </div>
+          </footer>
+        </section>
+        <p class="unseen" role="status" aria-live="polite">${this.#announcement}</p>
+      </div>
+    `;
+  }
+
+  #welcome(): TemplateResult {
+    const model = this.#models.find((each) => each.id === this.#session.model) ?? this.#models.find((each) => each.default);
+    return html`<div class="welcome">
+      <h2>What would you like to know?</h2>
+      <p>
+        ${model ? html`<b>${model.label}</b> answers. ` : nothing}You can reload, close the tab or lose the connection: the
+        reply goes on and is here when you come back.
+      </p>
+    </div>`;
+  }
+
+  #failure(words: string): TemplateResult {
+    return html`<div class="welcome">
+      <h2>Not here</h2>
+      <p>${words}</p>
+      <p><button @click=${() => void this.#session.open(this.conversation)}>Try again</button></p>
+    </div>`;
+  }
+
+  /** The nodes of a reply, made once and told of every change. */
+  #view(entry: Entry): ReplyView {
+    let view = this.#views.get(entry);
+    if (!view) {
+      view = new ReplyView(entry);
+      this.#views.set(entry, view);
+      entry.onText = () => {
+        this.#dirty.add(entry);
+        this.#frame ||= requestAnimationFrame(this.#draw);
+      };
+    }
+    return view;
+  }
+
+  readonly #draw = (now: number): void => {
+    this.#frame = 0;
+    for (const entry of this.#dirty) {
+      if (this.#views.get(entry)?.update(now) !== false) this.#dirty.delete(entry);
+    }
+    this.#follower?.grown();
+    if (this.#dirty.size > 0) this.#frame = requestAnimationFrame(this.#draw);
+  };
+
+  #href(id: string | null): string {
+    return this.#api.url(id === null ? "/" : `/c/${encodeURIComponent(id)}`);
+  }
+
+  #idOf(path: string): string | null {
+    const prefix = this.#api.url("/c/");
+    return path.startsWith(prefix) ? decodeURIComponent(path.slice(prefix.length)) : null;
+  }
+
+  #show(id: string | null): void {
+    this.conversation = id;
+    this.#announcement = "";
+    void this.#session.open(id);
+    this.#follower?.toEnd();
+  }
+
+  /** The conversation on the page has been given its id. */
+  #named(id: string): void {
+    this.conversation = id;
+    if (this.page) history.pushState(null, "", this.#href(id));
+    this.dispatchEvent(new CustomEvent("conversationchange", { detail: { id }, bubbles: true, composed: true }));
+  }
+
+  #looked(): void {
+    if (document.hidden) return;
+    this.#session.wake();
+    void this.#sidebar.refresh();
+  }
+
+  async #loadModels(): Promise<void> {
+    try {
+      this.#models = await this.#api.models();
+      this.requestUpdate();
+    } catch {
+      // Only the choice is missing: the server has a default, and what else is wrong is said where it matters.
+    }
+  }
+
+  readonly #toggle = (): void => {
+    this.#menu = !this.#menu;
+    this.requestUpdate();
+  };
+
+  readonly #toEnd = (): void => this.#follower?.toEnd();
+
+  readonly #key = (event: KeyboardEvent): void => {
+    if (event.key === "Escape" && this.#menu) this.#toggle();
+  };
+
+  /** The Copy buttons of code blocks, which are no part of a template. */
+  readonly #click = (event: Event): void => {
+    const button = (event.target as Element).closest<HTMLElement>(".code .copy");
+    const code = button?.closest(".code")?.querySelector("pre code");
+    if (button && code) void copy(code.textContent ?? "", button);
+  };
+}
+
+/** To the clipboard, and say so on the button. Browsers give the clipboard to secure contexts only. */
+async function copy(text: string, button: HTMLElement): Promise<void> {
+  let words = "Copied";
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    words = "Not allowed here";
+  }
+  const before = button.dataset["label"] ?? button.textContent?.trim() ?? "";
+  button.dataset["label"] = before;
+  button.textContent = words;
+  setTimeout(() => (button.textContent = before), 1600);
+}

@@ -1,0 +1,12 @@
+/** The styles of the shadow root, as constructed stylesheets: a strict `style-src 'self'` allows them. */
+
+import chat from "./chat.css";
+import text from "./text.css";
+
+function sheet(css: string): CSSStyleSheet {
+  const made = new CSSStyleSheet();
+  made.replaceSync(css);
+  return made;
+}
+
+export const styles = [sheet(chat), sheet(text)];
