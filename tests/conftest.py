@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.server import badmodel
 from tests.server.client import Client
 
 ROOT = Path(__file__).parent.parent
@@ -110,3 +111,16 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def server(serve: Callable[..., Server]) -> Server:
     """Two gevent workers with the test application; the default model is `count`."""
     return serve()
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[badmodel.Running]:
+    """The misbehaving model; a question's JSON says how it answers (see tests/server/badmodel.py)."""
+    with badmodel.running() as running:
+        yield running
+
+
+@pytest.fixture
+def chat_server(serve: Callable[..., Server], model: badmodel.Running) -> Server:
+    """Two gevent workers whose default model is the misbehaving one."""
+    return serve({"FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1"})

@@ -51,7 +51,7 @@ def messages(runtime: Runtime, sock: Any, last: int) -> Iterator[str]:
             if number <= last:
                 continue
             yield f"id: {number}\ndata: {text}\n\n"
-            pause = PAUSE if 1 < number < len(MESSAGES) - 1 else 0.0
+            pause = PAUSE if 1 < number < len(MESSAGES) else 0.0
             if pause and (gone(sock, pause) or runtime.readers.leaving):
                 return
 

@@ -1,0 +1,297 @@
+"""The promises P1-P6, with a real model server, real gunicorn and two workers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from flaskchat import sse
+from tests.conftest import Server
+from tests.server.badmodel import Running, text_of
+from tests.server.client import TERMINAL, Client, Stream, deadline, seqs, text
+
+
+def ask(client: Client, more: Any = None, **directive: Any) -> tuple[dict[str, Any], Stream]:
+    directive.setdefault("tag", uuid.uuid4().hex)
+    return directive, client.send(json.dumps(directive), **(more or {}))
+
+
+def cut_after(stream: Stream, size: int) -> list[sse.Frame]:
+    """Read so many bytes more and drop the connection: only what they complete has been seen."""
+    decoder, seen = sse.Decoder(), []
+    while size > 0:
+        data = stream.response.read1(size)
+        if not data:
+            break
+        size -= len(data)
+        seen += decoder.feed(data)
+    stream.close()
+    return seen
+
+
+def test_a_stream_cut_200_times_loses_and_doubles_nothing(chat_server: Server) -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    client = chat_server.client()
+    directive, stream = ask(client, tokens=1200, rate=150)
+    frames = stream.take(1)
+    workers, cuts = set(), 0
+    # Live: cut at random bytes, and at the end of the frames that one read brought, and resume wherever it is answered.
+    while frames[-1].event not in TERMINAL:
+        workers.add(stream.worker)
+        if cuts % 2:
+            frames += cut_after(stream, dice.randrange(1, 400))
+        else:
+            frames += stream.take(dice.randrange(1, 3))
+            stream.close()
+        cuts += 1
+        if frames[-1].event not in TERMINAL:
+            stream = client.follow(stream.run_id, frames[-1].id)
+            assert stream.status == 200
+    assert cuts > 60
+    assert seqs(frames) == list(range(1, len(frames) + 1))
+    assert text(frames) == text_of(directive)
+    assert len(workers) == 2
+    # Finished: from every boundary.
+    for cursor in range(0, len(frames) + 1, max(1, len(frames) // 200)):
+        rest = client.follow(stream.run_id, cursor)
+        assert rest.status == (204 if cursor == len(frames) else 200)
+        if rest.status == 200:
+            assert [f._replace(id="") for f in rest.rest()] == [f._replace(id="") for f in frames[cursor:]]
+        cuts += 1
+        rest.close()
+    assert cuts >= 200
+
+
+def test_fifty_readers_from_random_cursors_get_the_same_bytes_of_one_generation(
+    chat_server: Server, model: Running
+) -> None:
+    client = chat_server.client()
+    directive, stream = ask(client, tokens=200, rate=100)
+    first = stream.take(20)
+    found: dict[int, tuple[int, bytes, int]] = {}
+
+    def read(number: int) -> None:
+        cursor = random.randrange(20)
+        reader = Client(chat_server.port)
+        reader.cookie = client.cookie
+        follower = reader.follow(stream.run_id, cursor)
+        follower.rest()
+        raw = follower.raw.replace(b": hb\n", b"")
+        found[number] = (cursor, raw.partition(b"\n")[2], follower.worker)  # without the jittered retry
+        reader.close()
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    frames = first + stream.rest()
+    for thread in threads:
+        thread.join()
+    whole = stream.raw.partition(b"\n")[2]
+    assert len(found) == 50
+    assert {worker for _, _, worker in found.values()} == set(chat_server.workers())
+    for cursor, raw, _ in found.values():
+        assert raw == whole[whole.index(b"id: %d\n" % (cursor + 1)) :]
+    assert text(frames) == text_of(directive)
+    assert model.stats(directive["tag"])["posts"] == 1
+
+
+def test_the_stored_reply_is_complete_when_the_client_leaves_after_five_tokens(chat_server: Server) -> None:
+    client = chat_server.client()
+    directive, stream = ask(client, tokens=60, rate=100)
+    start = json.loads(stream.take(6)[0].data)
+    stream.close()
+    message = client.wait_state(start["conversation_id"], start["message_id"])
+    assert (message["status"], message["text"]) == ("done", text_of(directive))
+
+
+def test_twenty_equal_posts_at_once_ask_the_model_once(chat_server: Server, model: Running) -> None:
+    client = chat_server.client()
+    client.json("/conversations")
+    question = json.dumps({"tag": uuid.uuid4().hex, "tokens": 30, "rate": 60})
+    found: list[str] = []
+
+    def post() -> None:
+        stream = client.send(question, id="equal")
+        found.append(stream.run_id + text(stream.rest()))
+
+    threads = [threading.Thread(target=post) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    assert len(set(found)) == 1
+    assert model.stats(json.loads(question)["tag"])["posts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("moment", "directive"),
+    [
+        ("before the head", {"fault": "silent-before-head", "hold": 60}),
+        ("before the first token", {"fault": "silent-before-first-token", "hold": 60}),
+        ("in the middle", {"tokens": 2000, "rate": 50}),
+        ("while the model is silent", {"tokens": 20, "fault": "stall", "after": 5, "hold": 60}),
+    ],
+)
+def test_stop_through_the_other_worker_closes_the_model_within_300_ms(
+    chat_server: Server, model: Running, moment: str, directive: dict[str, Any]
+) -> None:
+    client = chat_server.client()
+    directive, stream = ask(client, **directive)
+    tag = directive["tag"]
+    seen = stream.take(2 if directive.get("tokens") else 1)
+    for _ in deadline(5, "the model to be asked"):
+        if model.stats(tag)["live"] == 1:
+            break
+    other = next(pid for pid in chat_server.workers() if pid != stream.worker)
+    connection = client.connect_to(other)
+    asked_at = time.monotonic()
+    answer = client.stop(stream.run_id, connection=connection)
+    assert answer["state"] == "stopped"
+    for _ in deadline(5, "the model to see its connection closed"):
+        closed_at = model.stats(tag)["closed_at"]
+        if closed_at:
+            break
+    assert closed_at[0] - asked_at < 0.3, moment
+    assert answer["upstream_closed_ms"] == pytest.approx((closed_at[0] - asked_at) * 1000, abs=100)
+    frames = seen + stream.rest()
+    assert frames[-1].event == "stopped"
+    start = json.loads(frames[0].data)
+    message = client.message(start["conversation_id"], start["message_id"])
+    assert (message["status"], message["text"]) == ("stopped", text(frames))
+    assert text_of(directive).startswith(message["text"])
+
+
+@contextmanager
+def write_lock(path: str) -> Iterator[None]:
+    """Hold SQLite's write lock in another process."""
+    code = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE');"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield
+    finally:
+        process.communicate()
+
+
+def test_a_database_locked_for_ten_seconds_delays_nobody_else_and_loses_no_token(chat_server: Server) -> None:
+    client = chat_server.client(timeout=60)
+    directive, stream = ask(client, tokens=400, rate=40)
+    frames = stream.take(10)
+    connections = [client.connect_to(pid) for pid in chat_server.workers()]
+    slowest, asked = 0.0, 0
+    with write_lock(str(chat_server.folder / "instance" / "flaskchat.sqlite3")):
+        until = time.monotonic() + 10
+        post = threading.Thread(target=lambda: refused.append(server_client.send("late").status))
+        refused: list[int] = []
+        server_client = chat_server.client(timeout=60)
+        post.start()
+        while time.monotonic() < until:
+            for connection in connections:
+                began = time.monotonic()
+                plain = client.request("GET", "/plain", connection=connection)
+                plain.response.read()
+                slowest = max(slowest, time.monotonic() - began)
+                asked += 1
+            time.sleep(0.02)
+        post.join()
+    assert asked > 100
+    print(f"slowest of {asked} unrelated requests: {slowest * 1000:.1f} ms")
+    assert slowest < 0.5, "a request waited for the database"
+    assert refused == [503]
+    frames += stream.rest()
+    assert frames[-1].event == "done"
+    assert seqs(frames) == list(range(1, len(frames) + 1))
+    assert text(frames) == text_of(directive)
+
+
+def test_a_killed_worker_s_run_ends_as_interrupted_within_15_seconds(chat_server: Server) -> None:
+    client = chat_server.client()
+    directive, stream = ask(client, tokens=3000, rate=50)
+    stream.take(30)
+    start = json.loads(stream.frames[0].data)
+    os.kill(stream.worker, signal.SIGKILL)
+    killed_at = time.monotonic()
+    with pytest.raises((OSError, EOFError, Exception)):
+        stream.rest()
+        raise EOFError
+    frames = list(stream.frames)
+    stream = _again(client, stream.run_id, frames[-1].id)
+    frames += stream.rest()
+    assert time.monotonic() - killed_at < 15
+    assert frames[-1].event == "interrupted"
+    assert seqs(frames) == list(range(1, len(frames) + 1))
+    message = client.message(start["conversation_id"], start["message_id"])
+    assert (message["status"], message["text"]) == ("interrupted", text(frames))
+    assert text_of(directive).startswith(text(frames))
+    body = {"action": "continue", "message_id": start["message_id"], "request_id": uuid.uuid4().hex}
+    further = client.request("POST", "/conversation", body)
+    assert further.take(1)[0].event == "start"
+    assert json.loads(further.frames[0].data)["message_id"] == start["message_id"]
+    client.stop(further.run_id)
+
+
+def _again(client: Client, run_id: str, cursor: str) -> Stream:
+    for _ in deadline(5, "another worker"):
+        try:
+            return client.follow(run_id, cursor)
+        except OSError:
+            continue
+    raise AssertionError
+
+
+def test_a_reply_costs_at_most_three_bytes_on_the_wire_per_byte_of_text(chat_server: Server) -> None:
+    # 400 tokens of 28 bytes at 50 a second, as the load generator's stand-in model sends them.
+    words = "".join(f" word {number:4d} of this long reply" for number in range(400))
+    client = chat_server.client()
+    _, stream = ask(client, text=words, rate=len(words) / 4 / 8)
+    frames = stream.rest()
+    assert text(frames) == words
+    wire = len(stream.raw) + sum(len(hex(len(frame.data))) + 2 for frame in frames)  # with the chunks' framing
+    print(f"{len(words)} bytes of text, {wire} on the wire, {len(frames)} events")
+    assert wire <= 3 * len(words)
+
+
+def test_an_error_of_the_model_keeps_the_text_and_hides_its_words(chat_server: Server) -> None:
+    client = chat_server.client()
+    directive, stream = ask(client, tokens=20, fault="error", after=5)
+    frames = stream.rest()
+    assert frames[-1].event == "error"
+    error = json.loads(frames[-1].data)
+    assert error["code"] == "model_failed"
+    assert text_of(directive).startswith(text(frames))
+    assert len(text(frames)) > 0
+    start = json.loads(frames[0].data)
+    assert client.message(start["conversation_id"], start["message_id"])["status"] == "error"
+    assert stream.run_id in chat_server.log()
+
+
+def test_a_busy_model_is_asked_again_as_retry_after_says_and_only_before_the_first_byte(
+    chat_server: Server, model: Running
+) -> None:
+    client = chat_server.client()
+    directive, stream = ask(client, tokens=5, fault="429", times=1, retry_after=1)
+    frames = stream.rest()
+    assert frames[-1].event == "done"
+    assert model.stats(directive["tag"])["posts"] == 2
+    directive, stream = ask(client, tokens=20, fault="reset", after=5)
+    assert stream.rest()[-1].event == "error"
+    assert model.stats(directive["tag"])["posts"] == 1

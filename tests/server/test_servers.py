@@ -1,0 +1,160 @@
+"""The same chat under other servers: gunicorn's gthread and sync workers, `flask run`, nginx in front."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Server, free_port
+from tests.server.badmodel import Running, text_of
+from tests.server.client import Client, deadline, seqs, text
+
+
+def test_gthread_streams_stops_and_drains_the_same(serve: Callable[..., Server], model: Running) -> None:
+    server = serve(
+        {"FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1", "FLASKCHAT_MODELS": "silent"},
+        kind="gthread",
+        args=["--threads", "8"],
+    )
+    client = server.client()
+    directive = {"tag": "gthread", "tokens": 60, "rate": 60}
+    stream = client.send(json.dumps(directive))
+    frames = stream.take(10)
+    stream.close()
+    for worker in server.workers():
+        other = client.follow(stream.run_id, 10, connection=client.connect_to(worker))
+        rest = other.rest()
+        assert text(frames + rest) == text_of(directive)
+        assert seqs(rest)[0] == 11
+    silent = client.send(json.dumps({"tag": "gs", "fault": "silent-before-head", "hold": 60}))
+    silent.take(1)
+    other_worker = next(pid for pid in server.workers() if pid != silent.worker)
+    stopped = client.stop(silent.run_id, connection=client.connect_to(other_worker))
+    assert stopped["state"] == "stopped"
+    assert stopped["upstream_closed_ms"] < 300
+    stream = client.send(json.dumps({"tag": "leave", "tokens": 100, "rate": 50}))
+    stream.take(5)
+    os.kill(stream.worker, signal.SIGTERM)
+    frames = stream.frames + stream.rest()
+    if frames[-1].event != "done":
+        for _ in deadline(5, "another worker"):
+            try:
+                frames += client.follow(stream.run_id, frames[-1].id).rest()
+                break
+            except OSError:
+                continue
+    assert frames[-1].event == "done"
+
+
+def test_a_sync_worker_is_refused_with_the_line_to_change(tmp_path: Path) -> None:
+    environment = {**os.environ, "TEST_INSTANCE": str(tmp_path), "PYTHONPATH": str(ROOT), "FLASKCHAT_MODEL": "count"}
+    command = [
+        sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"127.0.0.1:{free_port()}", "--no-control-socket",
+        "tests.server.app:app",
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode != 0
+    assert "gunicorn -k gevent" in result.stderr
+
+
+@pytest.fixture
+def flask_run(tmp_path: Path) -> Iterator[Client]:
+    port = free_port()
+    environment = {**os.environ, "TEST_INSTANCE": str(tmp_path), "PYTHONPATH": str(ROOT), "FLASKCHAT_MODEL": "count"}
+    command = [sys.executable, "-m", "flask", "--app", "tests.server.app", "run", "--debug", "--port", str(port)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    client = Client(port)
+    try:
+        for _ in deadline(20, "flask run to answer"):
+            try:
+                if client.get("/healthz").status == 200:
+                    break
+            except OSError:
+                continue
+        yield client
+    finally:
+        client.close()
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(10)
+
+
+def test_flask_run_with_its_reloader_streams_and_stops_the_same(flask_run: Client) -> None:
+    stream = flask_run.send("30 60")
+    frames = stream.take(5)
+    stream.close()
+    rest = flask_run.follow(stream.run_id, 5).rest()
+    assert text(frames + rest) == "".join(f"word{n} ü€😀 " for n in range(30))
+    stream = flask_run.send("x", model="silent")
+    stream.take(2)
+    assert flask_run.stop(stream.run_id)["state"] == "stopped"
+    assert stream.rest()[-1].event == "stopped"
+
+
+@pytest.fixture
+def nginx(chat_server: Server, tmp_path: Path) -> Iterator[int]:
+    """nginx with its default settings for a proxy: HTTP/1.0 to the upstream, buffering on."""
+    binary = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if binary is None:
+        assert not os.environ.get("CI"), "nginx is missing"
+        pytest.skip("nginx is not installed")
+    port = free_port()
+    (tmp_path / "nginx.conf").write_text(
+        f"""
+        pid {tmp_path}/nginx.pid; error_log {tmp_path}/nginx.log; daemon off; worker_processes 1;
+        events {{ worker_connections 256; }}
+        http {{
+            access_log off;
+            client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;
+            fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
+            server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{chat_server.port}; }} }}
+        }}
+        """
+    )
+    process = subprocess.Popen([binary, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
+    try:
+        for _ in deadline(10, "nginx to listen"):
+            with socket.socket() as sock:
+                if sock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_tokens_come_one_by_one_through_nginx_with_its_default_settings(nginx: int) -> None:
+    client = Client(nginx)
+    directive = {"tag": "nginx", "tokens": 40, "rate": 20}
+    stream = client.send(json.dumps(directive))
+    arrivals = []
+    for frame in stream:
+        arrivals.append((time.monotonic(), frame))
+    frames = [frame for _, frame in arrivals]
+    assert text(frames) == text_of(directive)
+    deltas = [at for at, frame in arrivals if frame.event == "delta"]
+    assert len(deltas) >= 30
+    assert deltas[-1] - deltas[0] > 1.5, "they came in a lump"
+    assert max(later - earlier for earlier, later in zip(deltas, deltas[1:], strict=False)) < 0.5
+    client.close()
+
+
+def test_sse_comes_message_by_message_through_nginx(nginx: int) -> None:
+    client = Client(nginx)
+    stream = client.get("/sse")
+    times = []
+    for _ in stream:
+        times.append(time.monotonic())
+    assert len(times) == 12
+    assert times[-1] - times[0] > 8
+    assert all(later - earlier > 0.6 for earlier, later in zip(times[1:10], times[2:11], strict=True))
+    client.close()
