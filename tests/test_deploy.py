@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 import tomllib
+import uuid
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from flaskchat import sse
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -189,6 +195,50 @@ def test_a_wrong_setting_is_told_before_gunicorn_starts(tmp_path: Path, environ:
     assert "Traceback" not in done.stderr
 
 
+def test_it_answers_from_the_documentation_and_ends_at_sigterm(tmp_path: Path) -> None:
+    port = free_port()
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, str(DEPLOY / "start.py")],
+            env={**kept, "FLASKCHAT_DATA": str(tmp_path / "data"), "FLASKCHAT_MODEL": "guide", "PORT": port},
+            stdout=output, stderr=output, cwd=tmp_path,
+        )  # fmt: skip
+    try:
+        text = first_answer(port, server, log)
+        server.terminate()
+        assert server.wait(20) == 0, log.read_text()
+    finally:
+        server.kill()
+        server.wait(20)
+    assert text.startswith("Hello! I am flaskchat's built-in guide.")
+    assert "OPENAI_API_KEY" in text
+    assert log.read_text().count("Booting worker") == 2
+    assert "Traceback" not in log.read_text()
+
+
+def first_answer(port: str, server: subprocess.Popen[bytes], log: Path) -> str:
+    """Say hi once the server is up, and read the reply to its end."""
+    body = json.dumps({"message": {"id": str(uuid.uuid4()), "text": "hi"}}).encode()
+    until = time.monotonic() + 30
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+        try:
+            connection.request("POST", "/conversation", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            frames = sse.Decoder().feed(response.read())
+            assert frames[-1].event == "done"
+            return "".join(json.loads(frame.data)["text"] for frame in frames if frame.event == "delta")
+        except ConnectionError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.03)
+        finally:
+            connection.close()
+
+
 # files that other programs read
 
 
@@ -200,8 +250,6 @@ def conf(monkeypatch: pytest.MonkeyPatch, **environ: str) -> dict[str, Any]:
     )
     for name in ("HOST", "PORT", "WEB_CONCURRENCY"):
         monkeypatch.delenv(name, raising=False)
-    import json
-
     done = subprocess.run(
         [sys.executable, "-c", code, str(DEPLOY / "gunicorn.conf.py")],
         env={**os.environ, **environ}, capture_output=True, text=True, timeout=30, check=True,
@@ -290,6 +338,13 @@ def test_links_within_the_documentation_lead_somewhere() -> None:
     for path in (ROOT / "README.md", DEPLOY / "README.md", ROOT / "CHANGES.md"):
         for target in re.findall(r"(?<!!)\[[^\]]+\]\((?!https?:|#)([^)]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target.partition("#")[0]).exists(), f"{path.name}: {target}"
+
+
+def test_the_tests_that_the_promises_name_are_there() -> None:
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in written] == []
 
 
 def test_python_in_the_documentation_is_python() -> None:

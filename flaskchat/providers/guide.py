@@ -32,8 +32,8 @@ PAUSE = 0.02
 """Seconds between two pieces: about fifty a second, the pace of a quick model."""
 PIECE = 14
 """Characters of the longest piece; longer words come in several."""
-ANSWER_CHARS = 2600
-"""How much of a section is given at once; the rest is named."""
+ANSWER_CHARS = 6000
+"""How much of a section is given at once; of a longer one it is said that there is more."""
 MAX_CHARS, MAX_WORDS = 2000, 24
 """How much of a question is read, and how many of its words are looked up: a longer text is no question."""
 SURE, GUESS = 0.6, 0.4
