@@ -1,8 +1,8 @@
 """Every setting, once: name, type, default, unit and help.
 
-`Settings` is the one table; `SETTINGS` is derived from it and feeds the defaults, the `flask chat settings` command, the
-documentation and its test. Settings live in `app.config` under `FLASKCHAT_<NAME>`; strings (as the environment gives
-them) are cast.
+`Settings` is the one table; `SETTINGS` is derived from it and feeds the defaults, the `flask chat settings` command,
+the documentation and its test. Settings live in `app.config` under `FLASKCHAT_<NAME>`; strings (as the environment
+gives them) are cast.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ class Settings:
     database_url: str | None = _setting(
         None, "SQLAlchemy URL of the store; absent: SQLite in `flaskchat.sqlite3` in the instance folder."
     )
-    redis_url: str | None = _setting(None, "Redis that holds the log of live replies; absent: the database does.", secret=True)
+    redis_url: str | None = _setting(
+        None, "Redis that holds the log of live replies; absent: the database does.", secret=True
+    )
     database_timeout: float = _setting(
-        5.0, "How long a request waits for the database's lock before it is answered with 503.", unit="seconds", minimum=0.1
+        5.0,
+        "How long a request waits for the database's lock before it is answered with 503.",
+        unit="seconds",
+        minimum=0.1,
     )
     identity_required: bool = _setting(False, "Refuse anonymous visitors with 401.")
 
@@ -74,7 +79,7 @@ class Settings:
         unit="seconds", minimum=0,
     )  # fmt: skip
     max_streams: int | None = _setting(
-        None, "Open streams in one worker; absent: nine tenths of its connections (gevent), all but one of its threads.",
+        None, "Open streams in one worker; absent: nine tenths of its connections or threads.",
         minimum=1,
     )  # fmt: skip
     max_runs: int = _setting(2000, "Replies being written at once in one worker.", minimum=1)
@@ -114,9 +119,15 @@ def _table() -> tuple[Setting, ...]:
         meta = item.metadata
         rows.append(
             Setting(
-                PREFIX + item.name.upper(), hint, item.default, meta["unit"], meta["help"], meta["secret"], optional,
+                PREFIX + item.name.upper(),
+                hint,
+                item.default,
+                meta["unit"],
+                meta["help"],
+                meta["secret"],
+                optional,
                 meta["minimum"],
-            )  # fmt: skip
+            )
         )
     return tuple(rows)
 

@@ -37,8 +37,8 @@ class FlaskChat:
         self, app: Flask | None = None, *, url_prefix: str | None = None, identity: Callable[[], object] | None = None
     ) -> None:
         """:param url_prefix: the path under which the chat is mounted; the setting FLASKCHAT_URL_PREFIX otherwise.
-        :param identity: called within a request; returns the id of the signed-in user, or None for nobody (401). Absent:
-            Flask-Login's `current_user` where it is set up and signed in, else a signed cookie.
+        :param identity: called within a request; returns the id of the signed-in user, or None for nobody (401).
+            Absent: Flask-Login's `current_user` where it is set up and signed in, else a signed cookie.
         """
         self._url_prefix = url_prefix
         self._identity = identity

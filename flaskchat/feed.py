@@ -32,7 +32,7 @@ class Feed:
 
     __slots__ = (
         "_verdict", "backlog", "begun", "bell", "closing", "fd", "heard", "heard_at", "live", "max_bytes", "pending",
-        "reasoning", "seq", "size", "source", "started_at", "terminal", "text", "tools", "upstream_closed_ms",
+        "reasoning", "seq", "source", "started_at", "terminal", "text", "tools", "tools_size", "upstream_closed_ms",
     )  # fmt: skip
 
     def __init__(self, begun: Begun, live: LiveRun, max_bytes: int) -> None:
@@ -47,10 +47,10 @@ class Feed:
         self.pending: list[bytes] = []
         """Frames that are not in the log yet."""
         self.backlog = 0
-        self.text: list[str] = []
-        self.reasoning: list[str] = []
+        self.text = bytearray()  # UTF-8: a third of what a list of strings holds
+        self.reasoning = bytearray()
         self.tools: list[Tool] = []
-        self.size = 0
+        self.tools_size = 0
         self.started_at = self.heard_at = time.monotonic()
         self.heard = False
         """Whether the model has sent anything yet."""
@@ -113,19 +113,17 @@ class Feed:
         if self.terminal is not None:
             return
         if type(event) is Delta:
-            self.text.append(event.text)
-            self.size += len(event.text)
+            self.text += event.text.encode()
         elif type(event) is Reasoning:
-            self.reasoning.append(event.text)
-            self.size += len(event.text)
+            self.reasoning += event.text.encode()
         elif type(event) is Tool:
             self.tools.append(event)
-            self.size += len(event.arguments)
+            self.tools_size += len(event.arguments)
         elif isinstance(event, Done | Error | Stopped | Interrupted):
             self._end(event)
             return
         self._number(event)
-        if self.size > self.max_bytes:
+        if len(self.text) + len(self.reasoning) + self.tools_size > self.max_bytes:
             self._end(self.blame(ReplyTooLong()))
 
     def blame(self, error: ModelError) -> Error:
@@ -164,8 +162,8 @@ class Feed:
             message_id=self.begun.message_id,
             conversation_id=self.begun.conversation_id,
             state=terminal.event,  # type: ignore[arg-type]
-            text="".join(self.text),
-            parts=encode_parts("".join(self.reasoning), self.tools),
+            text=self.text.decode(),
+            parts=encode_parts(self.reasoning.decode(), self.tools),
             finish_reason=terminal.finish_reason if isinstance(terminal, Done) else None,
             usage=_json(usage) if usage is not None else None,
             error=_json(terminal) if isinstance(terminal, Error) else None,

@@ -1,7 +1,8 @@
 """The live runs in memory: events as encoded bytes, and who waits for them.
 
-Holds this worker's runs and, while it follows the journal, those of the host's other workers. A run is only ever appended
-to, in the order of its seqs; what stands in it has been committed to the log before. Knows nothing of sockets.
+Holds this worker's runs and, while it follows the journal, those of the host's other workers. A run is only ever
+appended to, in the order of its seqs; what stands in it has been committed to the log before. Knows nothing of
+sockets.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Live:
         return [run for run in self._runs.values() if not run.own]
 
     def apply(self, entry: Append) -> None:
-        """Take in what another worker has appended. What is there already is passed over; after a gap the run is closed."""
+        """Take in what another worker has appended. What is there already is passed over; a gap closes the run."""
         run = self._runs.get(entry.run_id)
         if run is None:
             if entry.seq != 1:

@@ -1,7 +1,7 @@
 """One selector per worker: epoll, or kqueue on macOS and BSD, under gevent as well as under threads.
 
-gevent takes `select.epoll` away and offers a selector with a watcher per descriptor. The original is cheaper by far: the
-hub watches the selector's own descriptor, one for all sockets, and only while somebody waits.
+gevent takes `select.epoll` away and offers a selector with a watcher per descriptor. The original is cheaper by far:
+the hub watches the selector's own descriptor, one for all sockets, and only while somebody waits.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 Deliberate choices; do not change one without reading why:
 
- 1. One task per worker does it for all runs. A greenlet, timer, lock or commit per run or token is what makes others dear.
+ 1. One task per worker does it for all runs. A greenlet, timer, lock or commit per run or token is what makes others
+    dear.
  2. A tick comes at once after silence, then at most every TICK seconds: what came in between is one event per run.
- 3. The commit runs in a native thread (its file may be slow), and nothing is gathered meanwhile: the models' sockets hold
-    what comes, and the next tick has it all.
- 4. When the log cannot be written, what was gathered is kept and tried again; past a bound the sources are not read. Heartbeats,
-    deadlines and Stop go on, because the log is asked with a short patience.
+ 3. The commit runs in a native thread (its file may be slow), and nothing is gathered meanwhile: the models' sockets
+    hold what comes, and the next tick has it all.
+ 4. When the log cannot be written, what was gathered is kept and tried again; past a bound the sources are not read.
+    Heartbeats, deadlines and Stop go on, because the log is asked with a short patience.
  5. Nothing is published before the commit, and everything in the order of the commits.
 """
 

@@ -10,8 +10,9 @@ Deliberate choices; do not change one without reading why:
  3. It has no timer. The pump's checks look at all readers and wake those that are due a heartbeat.
  4. The client's FIN is watched for by the pump's selector. A server that waits to write notices only with its second
     write, which may be two heartbeats later.
- 5. A client that does not read blocks its own writer only. It is cut off by `check`, which shuts its socket down, and by
-    TCP_USER_TIMEOUT where the network is gone; the send buffer is bounded, so it does not pin megabytes of the kernel's.
+ 5. A client that does not read blocks its own writer only. It is cut off by `check`, which shuts its socket down, and
+    by TCP_USER_TIMEOUT where the network is gone; the send buffer is bounded, so it does not pin megabytes of the
+    kernel's.
  6. A stream that ends without a terminal event means: come back with the last id. So a worker that leaves, a run whose
     memory was let go of and a log that is gone for long all end the stream, and need no words of their own.
  7. `retry:` goes into the first frame, each with its own jitter, so that a worker's readers do not come back at once.

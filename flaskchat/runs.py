@@ -1,7 +1,7 @@
 """The life of a run: start, the attempts to open its source, deadlines, Stop, the drain.
 
-A run belongs to a worker, not to a request: the client may leave. What happens between its start and its terminal event is
-the pump's; here stands who decides that it ends.
+A run belongs to a worker, not to a request: the client may leave. What happens between its start and its terminal
+event is the pump's; here stands who decides that it ends.
 """
 
 from __future__ import annotations
@@ -57,7 +57,14 @@ class Runs:
     """The runs of one worker."""
 
     def __init__(
-        self, settings: Settings, store: Store, live: Live, pump: Pump, readers: Readers, holding: Holding, models: Models
+        self,
+        settings: Settings,
+        store: Store,
+        live: Live,
+        pump: Pump,
+        readers: Readers,
+        holding: Holding,
+        models: Models,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -118,7 +125,7 @@ class Runs:
         return begun, feed.live
 
     def _open(self, feed: Feed) -> None:
-        """Ask the model, as often as is allowed before its first byte. In a task of its own, which ends with the head."""
+        """Ask the model, as often as is allowed before its first byte. In a task of its own."""
         try:
             self._attempt(feed)
         except ModelError as error:
@@ -133,8 +140,8 @@ class Runs:
         provider, name = self._models.resolve(begun.model)
         request = Request(
             model=name, turns=begun.turns, system_prompt=begun.system_prompt or self._settings.system_prompt,
-            partial=begun.partial, conversation_id=begun.conversation_id, message_id=begun.message_id, run_id=begun.run_id,
-            owner=begun.owner,
+            partial=begun.partial, conversation_id=begun.conversation_id, message_id=begun.message_id,
+            run_id=begun.run_id, owner=begun.owner,
         )  # fmt: skip
         deadline = feed.started_at + self._settings.first_byte_timeout
         for attempt in range(self._settings.retries + 1):
@@ -228,7 +235,9 @@ class Runs:
     def fenced(self, lease: Lease) -> None:
         """The lease is lost: forget what was under it, and take another."""
         if self._holding.renew(lease):
-            logger.warning("the lease %s was taken over while this worker was held up; its runs are ended", lease.worker_id)
+            logger.warning(
+                "the lease %s was taken over while this worker was held up; its runs are ended", lease.worker_id
+            )
             self._pump.abandon()
 
     # -- looked at by the pump -------------------------------------------------------------------------------------

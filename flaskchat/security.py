@@ -57,7 +57,7 @@ def check_origin(request: Request) -> None:
 
 
 class Identity:
-    """Resolves the owner of a request, as a string, in this order: the host's callable, Flask-Login, a signed cookie."""
+    """Resolves the owner of a request, as a string, in this order: the host's callable, Flask-Login, a cookie."""
 
     def __init__(self, app: Flask, callback: Callable[[], object] | None, *, required: bool) -> None:
         """:param callback: returns the signed-in user's id, or None for nobody.

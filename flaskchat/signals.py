@@ -1,4 +1,5 @@
-"""Signals that a host may connect to. The sender is the application; handlers run in a task of their own, inside its context.
+"""Signals that a host may connect to. The sender is the application; handlers run in a task of their own, inside its
+context.
 
     from flaskchat import run_ended
 

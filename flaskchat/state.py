@@ -1,4 +1,4 @@
-"""What one application's chat consists of: `app.extensions["flaskchat"]`. Holds no socket, file or database by itself."""
+"""What one application's chat consists of: `app.extensions["flaskchat"]`. Opens nothing by itself."""
 
 from __future__ import annotations
 

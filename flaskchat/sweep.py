@@ -2,8 +2,8 @@
 
 Deliberate choices; do not change one without reading why:
 
- 1. A lease is a counter, not a time. Whoever holds it counts up every ROUND seconds; whoever looks counts its own rounds in which
-    it stood still. So no clock is compared with another, and a clock that is set minds nobody.
+ 1. A lease is a counter, not a time. Whoever holds it counts up every ROUND seconds; whoever looks counts its own
+    rounds in which it stood still. So no clock is compared with another, and a clock that is set minds nobody.
  2. A round of looking counts only when it could write. While somebody else locks the database no worker can renew its
     lease, and no worker can count its neighbour out either.
  3. A worker is gone after GONE_AFTER such rounds: 10 to 12 seconds, with the ending inside the 15 that are promised.

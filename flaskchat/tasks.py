@@ -79,7 +79,7 @@ class _Thread:
 
 
 def spawn(function: Callable[..., object], *args: object, name: str = "flaskchat") -> Task:
-    """Run `function` beside the caller. Whoever spawns owns the task: it joins it, and the function logs its own end."""
+    """Run `function` beside the caller. Whoever spawns owns the task; the function logs its own end."""
     if cooperative():
         import gevent
 
@@ -92,8 +92,8 @@ def spawn(function: Callable[..., object], *args: object, name: str = "flaskchat
 class Offloader:
     """A few native threads for calls that may wait in C (a database lock, a file's sync), so that the hub never does.
 
-    Without gevent the caller's own thread does it. A pool of its own, not the hub's: that one looks up names, and a name
-    server that does not answer would hold the database up.
+    Without gevent the caller's own thread does it. A pool of its own, not the hub's: that one looks up names, and a
+    name server that does not answer would hold the database up.
     """
 
     def __init__(self, size: int) -> None:

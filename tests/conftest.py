@@ -29,12 +29,18 @@ def free_port() -> int:
 class Server:
     """gunicorn with the test application, in a process group of its own."""
 
-    def __init__(self, folder: Path, settings: dict[str, object], *, workers: int, kind: str, app: str, args: list[str]) -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, object], *, workers: int, kind: str, app: str, args: list[str]
+    ) -> None:
         self.folder = folder
         self._clients: list[Client] = []
         self.port = free_port()
         self.log_path = folder / f"server-{self.port}.log"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLASKCHAT_", "OPENAI_", "ANTHROPIC_"))}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("FLASKCHAT_", "OPENAI_", "ANTHROPIC_"))
+        }
         environment |= {key: str(value) for key, value in settings.items()}
         environment |= {"TEST_INSTANCE": str(folder / "instance"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         command = [
@@ -70,7 +76,9 @@ class Server:
         return self.log_path.read_text(errors="replace")
 
     def workers(self) -> list[int]:
-        return [child.pid for child in psutil.Process(self.process.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+        return [
+            child.pid for child in psutil.Process(self.process.pid).children() if child.status() != psutil.STATUS_ZOMBIE
+        ]
 
     def close(self) -> None:
         for client in self._clients:

@@ -7,8 +7,8 @@ Deliberate choices; do not change one without reading why:
     commit in one call into C, so that the thread needs the interpreter's lock once.
  3. The connection's `busy_timeout` is short: the tick comes again, and must not miss heartbeats and Stop meanwhile.
  4. `PRAGMA data_version` changes only by others' commits. It needs no lock and no row, so looking costs a few µs.
- 5. A run that ended is finished in the store and its terminal event appended in the same transaction. Rows are pruned some
-    time after, so that a follower which was held up still finds them; one held up for longer asks the store.
+ 5. A run that ended is finished in the store and its terminal event appended in the same transaction. Rows are pruned
+    some time after, so that a follower which was held up still finds them; one held up for longer asks the store.
  6. Ids are AUTOINCREMENT: they only grow, also when the newest rows have been deleted. SQLite has one writer, so
     a row with a smaller id never appears after one with a larger.
 """

@@ -1,4 +1,4 @@
-"""Python generators as models: any iterable of strings is read in a task of its own, and its text put down for the tick.
+"""Python generators as models: any iterable of strings is read in a task of its own, its text put down for the tick.
 
 Knows nothing of Flask: whoever builds the provider says in which context (an application's, say) the generator runs.
 """
@@ -28,7 +28,9 @@ SLICE = 0.01
 class GeneratorSource:
     """One run of one generator. `on_ready` is called when there is something to `read`."""
 
-    def __init__(self, function: Function, request: Request, context: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(
+        self, function: Function, request: Request, context: Callable[[], AbstractContextManager[object]]
+    ) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self._function = function
         self._request = request

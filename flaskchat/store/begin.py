@@ -17,6 +17,25 @@ from .schema import conversations, journal, messages, requests, runs
 
 TITLE_CHARS = 60
 
+# Statements are made once and given parameters: building one costs more than running it.
+_INSERT_CONVERSATION = sa.insert(conversations)
+_INSERT_MESSAGE = sa.insert(messages)
+_INSERT_RUN = sa.insert(runs)
+_INSERT_REQUEST = sa.insert(requests)
+_NEWEST_ROW = sa.select(sa.func.coalesce(sa.func.max(journal.c.id), 0))
+_MESSAGES = (
+    sa.select(
+        messages.c.id, messages.c.parent_id, messages.c.role, messages.c.text, messages.c.status, messages.c.run_id
+    )
+    .where(messages.c.conversation_id == sa.bindparam("conversation"))
+    .order_by(messages.c.position)
+)
+_SHOW = (
+    sa.update(conversations)
+    .where(conversations.c.id == sa.bindparam("conversation"))
+    .values(current_leaf_id=sa.bindparam("leaf"), updated_at=sa.bindparam("now"), model=sa.bindparam("answering"))
+)
+
 
 def title_of(text: str) -> str:
     """A conversation's first title: the question's first words."""
@@ -29,7 +48,9 @@ def title_of(text: str) -> str:
 class Beginning:
     """One command being carried out inside its transaction."""
 
-    def __init__(self, c: Connection, owner: str, command: Command, lease: Lease, pick: Callable[[str | None], str]) -> None:
+    def __init__(
+        self, c: Connection, owner: str, command: Command, lease: Lease, pick: Callable[[str | None], str]
+    ) -> None:
         self.c, self.owner, self.command, self.lease, self.pick = c, owner, command, lease, pick
         self.now = time.time()
 
@@ -37,7 +58,7 @@ class Beginning:
         command = self.command
         new = command.conversation_id is None and command.action == "send"
         conversation = self._create() if new else self._find()
-        rows = {row.id: row for row in self._messages(conversation["id"])}
+        rows = {} if new else {row.id: row for row in self._messages(conversation["id"])}
         position = len(rows)
         partial = ""
         if command.action == "send":
@@ -66,12 +87,12 @@ class Beginning:
                 .values(status="running", run_id=run_id, model=model, error=None, finish_reason=None)
             )
         else:
-            self._insert(message_id, conversation["id"], position, question_id, "assistant", "", "running", model, run_id)
+            self._insert(
+                message_id, conversation["id"], position, question_id, "assistant", "", "running", model, run_id
+            )
         self._insert_run(run_id, conversation["id"], message_id, question_id, model)
         self.c.execute(
-            sa.update(conversations)
-            .where(conversations.c.id == conversation["id"])
-            .values(current_leaf_id=message_id, updated_at=self.now, model=model)
+            _SHOW, {"conversation": conversation["id"], "leaf": message_id, "now": self.now, "answering": model}
         )
         return Begun(
             run_id=run_id,
@@ -103,7 +124,7 @@ class Beginning:
             "created_at": self.now,
             "updated_at": self.now,
         }
-        self.c.execute(sa.insert(conversations).values(values))
+        self.c.execute(_INSERT_CONVERSATION, values)
         return values
 
     def _find(self) -> dict[str, Any]:
@@ -123,14 +144,7 @@ class Beginning:
         return dict(row)
 
     def _messages(self, conversation_id: str) -> list[Row[Any]]:
-        columns = messages.c
-        return list(
-            self.c.execute(
-                sa.select(columns.id, columns.parent_id, columns.role, columns.text, columns.status, columns.run_id)
-                .where(columns.conversation_id == conversation_id)
-                .order_by(columns.position)
-            )
-        )
+        return list(self.c.execute(_MESSAGES, {"conversation": conversation_id}))
 
     def _check_parent(self, parent_id: str | None, rows: dict[str, Row[Any]]) -> None:
         if parent_id is None:
@@ -167,26 +181,31 @@ class Beginning:
         status: str, model: str | None, run_id: str | None,
     ) -> None:  # fmt: skip
         self.c.execute(
-            sa.insert(messages).values(
-                id=message_id, conversation_id=conversation_id, position=position, parent_id=parent_id, role=role,
-                text=text, parts="[]", status=status, model=model, run_id=run_id, created_at=self.now,
-            )
+            _INSERT_MESSAGE,
+            {
+                "id": message_id, "conversation_id": conversation_id, "position": position, "parent_id": parent_id,
+                "role": role, "text": text, "parts": "[]", "status": status, "model": model, "run_id": run_id,
+                "created_at": self.now,
+            },
         )  # fmt: skip
 
     def _insert_run(self, run_id: str, conversation_id: str, message_id: str, question_id: str, model: str) -> None:
         self.c.execute(
-            sa.insert(runs).values(
-                id=run_id, conversation_id=conversation_id, message_id=message_id, user_message_id=question_id,
-                owner=self.owner, model=model, state="running", worker_id=self.lease.worker_id, epoch=self.lease.epoch,
-                first_row=sa.select(sa.func.coalesce(sa.func.max(journal.c.id), 0)).scalar_subquery(), last_seq=0,
-                started_at=self.now,
-            )
+            _INSERT_RUN,
+            {
+                "id": run_id, "conversation_id": conversation_id, "message_id": message_id,
+                "user_message_id": question_id, "owner": self.owner, "model": model, "state": "running",
+                "worker_id": self.lease.worker_id, "epoch": self.lease.epoch,
+                "first_row": self.c.execute(_NEWEST_ROW).scalar_one(), "last_seq": 0, "started_at": self.now,
+            },
         )  # fmt: skip
+        command = self.command
         self.c.execute(
-            sa.insert(requests).values(
-                owner=self.owner, client_id=self.command.client_id, body_hash=self.command.body_hash, run_id=run_id
-            )
-        )
+            _INSERT_REQUEST,
+            {
+                "owner": self.owner, "client_id": command.client_id, "body_hash": command.body_hash, "run_id": run_id,
+            },
+        )  # fmt: skip
 
 
 def _branch(rows: dict[str, Row[Any]], leaf_id: str | None) -> list[Turn]:

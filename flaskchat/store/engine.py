@@ -2,14 +2,16 @@
 
 Deliberate choices; do not change one without reading why:
 
- 1. Every call runs in a native thread (`tasks.Offloader`). SQLite waits for locks and syncs files in C, which would hold
-    the hub; in a thread its own `busy_timeout` is harmless, and no part of the store needs a second, "safe" way to ask.
+ 1. Every call runs in a native thread (`tasks.Offloader`). SQLite waits for locks and syncs files in C, which would
+    hold the hub; in a thread its own `busy_timeout` is harmless, and no part of the store needs a second, "safe" way
+    to ask.
  2. One connection writes. SQLite has one writer anyway; a second would only wait for the first in C. The lock that
     hands the connection on is taken outside the threads.
  3. Writes begin IMMEDIATE: a deferred transaction that turns into a write fails at once, whatever the timeout.
- 4. No automatic checkpoint: it would sync files in whoever's commit happened to be next. `checkpoint()` does it, off the hub.
- 5. WAL needs a SQLite with the WAL-reset fix (3.51.3, 3.50.7, 3.44.6), since several workers checkpoint and commit at once.
-    `pysqlite3` brings one where the interpreter's own is older.
+ 4. No automatic checkpoint: it would sync files in whoever's commit happened to be next. `checkpoint()` does it, off
+     the hub.
+ 5. WAL needs a SQLite with the WAL-reset fix (3.51.3, 3.50.7, 3.44.6), since several workers checkpoint and commit at
+    once. `pysqlite3` brings one where the interpreter's own is older.
 """
 
 from __future__ import annotations

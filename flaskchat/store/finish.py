@@ -1,4 +1,5 @@
-"""How a finished run is written: text, state and events at once, inside the transaction that appends its terminal event.
+"""How a finished run is written: text, state and events at once, inside the transaction that appends its terminal
+event.
 
 Raw SQL on the driver's connection, because the tick that calls it speaks to the driver (see log/journal.py).
 """

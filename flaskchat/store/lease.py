@@ -1,8 +1,8 @@
 """A worker's lease: the row in `flaskchat_workers` under whose name it appends.
 
-It is written down with the first run and taken back when the worker has none, so that an idle worker leaves nothing behind
-that others would have to watch. Every call but `renew` is made inside a writing transaction of this worker's one
-writing connection, so they never overlap.
+It is written down with the first run and taken back when the worker has none, so that an idle worker leaves nothing
+behind that others would have to watch. Every call but `renew` is made inside a writing transaction of this worker's
+one writing connection, so they never overlap.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from sqlalchemy.engine import Connection
 from ..models import new_id
 from .base import Fenced, Lease
 from .schema import runs, workers
+
+_HELD = sa.select(workers.c.id).where(workers.c.id == sa.bindparam("worker"), workers.c.epoch == sa.bindparam("term"))
 
 
 class Holding:
@@ -31,7 +33,7 @@ class Holding:
 
         :raises Fenced: somebody has taken it over.
         """
-        if c.execute(sa.select(workers.c.id).where(self._mine())).scalar() is None:
+        if c.execute(_HELD, {"worker": self.lease.worker_id, "term": self.lease.epoch}).scalar() is None:
             if self._registered:
                 raise Fenced(self.lease.worker_id)
             c.execute(

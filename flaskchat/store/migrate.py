@@ -39,7 +39,9 @@ def upgrade(database: Database) -> None:
             if version(connection) != HEAD:
                 _run(connection)
     except exc.DatabaseError as error:
-        raise ConfigurationError(f"FLASKCHAT_DATABASE_URL: cannot use the database {database.path!r}: {error.orig}") from error
+        raise ConfigurationError(
+            f"FLASKCHAT_DATABASE_URL: cannot use the database {database.path!r}: {error.orig}"
+        ) from error
 
 
 def _run(connection: Connection) -> None:

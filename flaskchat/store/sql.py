@@ -28,6 +28,15 @@ def _stamp(seconds: float) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+_KNOWN = (
+    sa.select(requests.c.body_hash, runs, conversations.c.title)
+    .join(runs, runs.c.id == requests.c.run_id)
+    .join(conversations, conversations.c.id == runs.c.conversation_id)
+    .where(requests.c.owner == sa.bindparam("asker"), requests.c.client_id == sa.bindparam("client"))
+)
+_RUN = sa.select(runs).where(runs.c.id == sa.bindparam("run"))
+
+
 class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -58,12 +67,7 @@ class Store:
         return self.database.read(lambda c: self._known(c, owner, command))
 
     def _known(self, c: Connection, owner: str, command: Command) -> Begun | None:
-        row = c.execute(
-            sa.select(requests.c.body_hash, runs, conversations.c.title)
-            .join(runs, runs.c.id == requests.c.run_id)
-            .join(conversations, conversations.c.id == runs.c.conversation_id)
-            .where(requests.c.owner == owner, requests.c.client_id == command.client_id)
-        ).first()
+        row = c.execute(_KNOWN, {"asker": owner, "client": command.client_id}).first()
         if row is None:
             return None
         if row.body_hash != command.body_hash:
@@ -91,11 +95,8 @@ class Store:
 
     @staticmethod
     def _run(c: Connection, run_id: str, owner: str | None) -> RunRow | None:
-        query = sa.select(runs).where(runs.c.id == run_id)
-        if owner is not None:
-            query = query.where(runs.c.owner == owner)
-        row = c.execute(query).first()
-        if row is None:
+        row = c.execute(_RUN, {"run": run_id}).first()
+        if row is None or (owner is not None and row.owner != owner):
             return None
         return RunRow(
             run_id=row.id,
@@ -167,7 +168,9 @@ class Store:
         for word in query.split():
             in_text = (
                 sa.select(messages.c.id)
-                .where(messages.c.conversation_id == conversations.c.id, messages.c.text.icontains(word, autoescape=True))
+                .where(
+                    messages.c.conversation_id == conversations.c.id, messages.c.text.icontains(word, autoescape=True)
+                )
                 .exists()
             )
             select = select.where(sa.or_(conversations.c.title.icontains(word, autoescape=True), in_text))

@@ -1,8 +1,8 @@
 """`GET /sse`, the smallest EventSource endpoint there is: for learning, and for checking what a proxy does to a stream.
 
-A greeting, ten messages a second apart, a goodbye. Every step of it is what a larger endpoint needs as well: ids, so that
-a browser which lost the connection goes on where it was; 204, so that it stops coming back after the end; a look at the
-socket while it waits, so that a client which left costs nothing from then on.
+A greeting, ten messages a second apart, a goodbye. Every step of it is what a larger endpoint needs as well: ids, so
+that a browser which lost the connection goes on where it was; 204, so that it stops coming back after the end; a look
+at the socket while it waits, so that a client which left costs nothing from then on.
 """
 
 from __future__ import annotations

@@ -42,5 +42,3 @@ def show(conversation_id: str | None = None) -> Response:
 def add(blueprint: Blueprint) -> None:
     blueprint.add_url_rule("/", "page", view_func=show, methods=["GET"])
     blueprint.add_url_rule("/c/<conversation_id>", "page_at", view_func=show, methods=["GET"])
-
-

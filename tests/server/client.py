@@ -149,11 +149,15 @@ class Client:
     def json(self, path: str) -> Any:
         return self.get(path).json()
 
-    def send(self, question: str, *, id: str | None = None, connection: HTTPConnection | None = None, **more: Any) -> Stream:  # noqa: A002
-        body = {"message": {"id": id or str(uuid.uuid4()), "text": question}, **more}
+    def send(
+        self, question: str, *, client_id: str | None = None, connection: HTTPConnection | None = None, **more: Any
+    ) -> Stream:
+        body = {"message": {"id": client_id or str(uuid.uuid4()), "text": question}, **more}
         return self.request("POST", "/conversation", body, connection=connection)
 
-    def follow(self, run_id: str, cursor: int | str | None = None, *, connection: HTTPConnection | None = None) -> Stream:
+    def follow(
+        self, run_id: str, cursor: int | str | None = None, *, connection: HTTPConnection | None = None
+    ) -> Stream:
         headers = {} if cursor is None else {"Last-Event-ID": str(cursor)}
         return self.request("GET", f"/runs/{run_id}/events", headers=headers, connection=connection)
 

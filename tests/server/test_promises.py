@@ -1,5 +1,6 @@
 """The promises P1-P6, with a real model server, real gunicorn and two workers."""
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
 
 import pytest
@@ -123,7 +125,7 @@ def test_twenty_equal_posts_at_once_ask_the_model_once(chat_server: Server, mode
     found: list[str] = []
 
     def post() -> None:
-        stream = client.send(question, id="equal")
+        stream = client.send(question, client_id="equal")
         found.append(stream.run_id + text(stream.rest()))
 
     threads = [threading.Thread(target=post) for _ in range(20)]
@@ -230,9 +232,8 @@ def test_a_killed_worker_s_run_ends_as_interrupted_within_15_seconds(chat_server
     start = json.loads(stream.frames[0].data)
     os.kill(stream.worker, signal.SIGKILL)
     killed_at = time.monotonic()
-    with pytest.raises((OSError, EOFError, Exception)):
+    with contextlib.suppress(OSError, HTTPException):
         stream.rest()
-        raise EOFError
     frames = list(stream.frames)
     stream = _again(client, stream.run_id, frames[-1].id)
     frames += stream.rest()
