@@ -140,6 +140,29 @@ class Decoder:
                 return self.feed(b"")
         return frames
 
+    def plain(self, data: bytes) -> list[bytes] | None:
+        """The data of each frame, where these bytes are whole frames of one data line each; else None, nothing done.
+
+        What models send is nearly always so, and this costs about half of `feed`, which takes the rest.
+        """
+        if (
+            self._buffer
+            or self._data
+            or self._event
+            or self._after_cr
+            or self.failed
+            or not data.startswith(b"data: ")
+            or not data.endswith(b"\n\n")
+            or len(data) > self._max_line
+            or b"\r" in data
+        ):
+            return None
+        bodies = data[6:-2].split(b"\n\ndata: ")
+        if data.count(b"\n") != 2 * len(bodies):
+            return None
+        self._started = True
+        return bodies
+
     def _field(self, line: bytes) -> None:
         if line.startswith(b":"):
             self.heartbeats += 1

@@ -128,6 +128,52 @@ def test_any_split_of_any_stream_gives_the_same_frames(parts, draw):
     assert found == whole
 
 
+LINES = [
+    b"data: a\n",
+    b"data: \n",
+    b"data:b\n",
+    b"data\n",
+    b"\n",
+    b"\r",
+    b"id: 1\n",
+    b"event: x\n",
+    b": c\n",
+    b"da",
+    b"\xef\xbb\xbf",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(LINES), st.just(b"data: c\n\n"))), st.data())
+def test_the_short_way_gives_what_the_long_one_gives(parts, draw):
+    stream = b"".join(parts)
+    cuts = sorted(draw.draw(st.lists(st.integers(0, len(stream)), max_size=4)))
+    short, long = sse.Decoder(), sse.Decoder()
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        expected = [(frame.event, frame.data) for frame in long.feed(stream[start:end])]
+        bodies = short.plain(stream[start:end])
+        if bodies is None:
+            assert [(frame.event, frame.data) for frame in short.feed(stream[start:end])] == expected
+        else:
+            assert [("message", body) for body in bodies] == expected
+
+
+def test_plain_frames_go_the_short_way_and_others_do_not():
+    assert sse.Decoder().plain(b"data: a\n\ndata: b\n\n") == [b"a", b"b"]
+    for other in (
+        b"data: a\ndata: b\n\n",
+        b"data: a\n\nid: 1\n\n",
+        b"data: a\r\n\n",
+        b"data: a\n",
+        b"",
+        b"data: a\n\n\n",
+    ):
+        assert sse.Decoder().plain(other) is None
+    assert sse.Decoder(10).plain(b"data: 0123456789\n\n") is None
+    half = sse.Decoder()
+    half.feed(b"event: x\n")
+    assert half.plain(b"data: a\n\n") is None
+
+
 def test_a_frame_that_ends_in_cr_is_not_held_back():
     decoder = sse.Decoder()
     assert [frame.data for frame in decoder.feed(b"data: a\r\r")] == [b"a"]

@@ -140,17 +140,25 @@ class StreamDecoder:
         if self._ended:
             return []
         try:
-            for frame in self._frames.feed(data):
-                if self._frame(frame.event, frame.data):
-                    break
+            bodies = self._frames.plain(data)
+            if bodies is None:
+                self._feed_frames(data)
             else:
-                if self._frames.failed:
-                    self._frames.feed(b"")
+                for body in bodies:
+                    if self._frame("", body):
+                        break
         except sse.LineTooLong as error:
             self._error = ModelProtocolError(str(error))
         except ModelError as error:
             self._error = error
         return self._take()
+
+    def _feed_frames(self, data: bytes) -> None:
+        for frame in self._frames.feed(data):
+            if self._frame(frame.event, frame.data):
+                return
+        if self._frames.failed:
+            self._frames.feed(b"")
 
     def close(self) -> list[Event]:
         if self._error is not None:

@@ -15,6 +15,8 @@ said by a JSON object anywhere in the last user message, or by the model's name 
     fault       what goes wrong, see FAULTS; after: how many tokens come first (5); hold: seconds a silence lasts
     times       how many requests of that tag a status fault hits (all); retry_after: its Retry-After
 
+All of it is in this one file, long as it is, so that it can be started by its path from anywhere.
+
 A client that closes its connection is seen at once, also in silence: `closed_at` in /stats is the time of
 `time.monotonic()`, which all processes of a host share.
 """
