@@ -30,6 +30,7 @@ from .sockets import (  # noqa: F401
     certificate,
     play,
     provider_at,
+    read_all,
     reach,
     server,
     text_in,
@@ -231,6 +232,18 @@ def test_a_close_in_the_middle_of_opening_leaves_the_descriptor_to_the_opener(mo
     descriptor, was_open = during
     assert was_open
     assert not is_open(descriptor)
+
+
+def test_a_read_while_it_opens_gives_nothing_and_does_not_disturb_it(bad):
+    source = ask(provider_at(bad.base_url), json.dumps({"tag": "early", "fault": "silent-before-head", "hold": 0.1}))
+    thread, outcome = opening(source)
+    wait_for(lambda: bad.stats("early")["live"], "the question")
+    assert source.read() == []
+    assert source._busy
+    thread.join(5)
+    assert outcome == [None]
+    assert isinstance(read_all(source)[-1], Done)
+    source.close()
 
 
 def test_nobody_listens():

@@ -101,6 +101,7 @@ class HTTPSource:
         "_error",
         "_feed",
         "_framing",
+        "_opened",
         "_receive",
         "pending",
     )
@@ -116,6 +117,7 @@ class HTTPSource:
         self._framing = 0
         self._busy = False
         self._closed = False
+        self._opened = False
         self.pending = False
         """Whether `read` has something to give or to raise though the socket may never become readable again."""
 
@@ -124,20 +126,21 @@ class HTTPSource:
 
     def open(self) -> None:
         self._busy = True
-        opened = False
         try:
             if self._closed:
                 raise ModelClosedEarly("closed here before it was opened")
             self._open()
-            opened = True
+            self._opened = True
         finally:
             self._busy = False
-            if not opened or self._closed:
+            if self._closed or not self._opened:
                 self._connection.close()
         if self._closed:
             raise ModelClosedEarly("closed here while it was opened")
 
     def read(self) -> list[Event]:
+        if not self._opened:  # `_busy` is the opener's until then
+            return []
         self._busy = True
         try:
             return [] if self._closed else self._read()
