@@ -30,8 +30,8 @@ from .sockets import (  # noqa: F401
     certificate,
     play,
     provider_at,
-    read_all,
     reach,
+    read_all,
     server,
     text_in,
 )
