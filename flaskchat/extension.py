@@ -70,6 +70,7 @@ class FlaskChat:
         url = settings.database_url or f"sqlite:///{Path(app.instance_path) / 'flaskchat.sqlite3'}"
 
         def open_runtime() -> Runtime:
+            registry.default()  # complains here, where all models are registered, and not with the first message
             runtime = Runtime(settings, url, registry)
             runtime.pump.on_ended = lambda feed: _tell(app, signals.run_ended, feed)
             runtime.runs.on_started = lambda feed: _tell(app, signals.run_started, feed)

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from .. import tasks
 from ..errors import ModelClosedEarly, ModelError, ModelRaised
 from ..models import Delta, Done, Event, Request
+from .decoding import storable
 
 logger = logging.getLogger("flaskchat")
 
@@ -99,7 +100,7 @@ class GeneratorSource:
             texts.append(self._texts.popleft())
         events: list[Event] = []
         if texts:
-            text = _storable("".join(texts))
+            text = storable("".join(texts))
             self._waiting = 0 if not self._texts else sum(map(len, self._texts))
             events.append(Delta(text))
         elif ended and self._error is not None:
@@ -121,17 +122,6 @@ class GeneratorSource:
         task.kill()
         task.join(0.05)
         return not task.is_alive()
-
-
-def _storable(text: str) -> str:
-    """Text that UTF-8 and every database can hold: lone surrogates and NUL become U+FFFD."""
-    if "\0" in text:
-        text = text.replace("\0", "\ufffd")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 class CallableProvider:
