@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app, make_response, render_template, request, url_for
+from flask import Blueprint, Response, current_app, g, make_response, render_template, request, url_for
 from markupsafe import Markup
 
 from ..security import PAGE_HEADERS
@@ -30,7 +30,9 @@ def widget(**attributes: object) -> Markup:
 
 
 def show(conversation_id: str | None = None) -> Response:
-    current_state().identity.resolve(request)  # refuses who must sign in first
+    # Refuses who must sign in first. A new visitor gets the cookie here: the requests that the page then makes at once
+    # would each be given another one.
+    g.flaskchat_owner, g.flaskchat_cookie = current_state().identity.resolve(request)
     html = render_template(
         "flaskchat/page.html", title="Chat", endpoint=endpoint(), conversation_id=conversation_id, asset=asset
     )

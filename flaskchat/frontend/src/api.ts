@@ -7,15 +7,35 @@ import type { Conversation, ConversationItem, Model, Page, Stopped } from "./pro
 
 export type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
 
+/** How long the first request of a page may hold up the others. Milliseconds. */
+const PATIENCE = 3000;
+
 export class Api {
+  /**
+   * The page's first request. A new visitor is given a cookie by the answer to it, and one more by each answer to a
+   * request without one; the last would win, and what belongs to another would be lost. So the others wait for it.
+   */
+  static #first: Promise<unknown> | null = null;
+
   readonly endpoint: string;
-  readonly fetch: Fetch;
+  readonly #fetch: Fetch;
 
   /** @param endpoint the path under which the chat is mounted, without a slash at its end; "" for the root. */
   constructor(endpoint: string, fetchFunction: Fetch = (input, init) => fetch(input, init)) {
     this.endpoint = endpoint.replace(/\/+$/, "");
-    this.fetch = fetchFunction;
+    this.#fetch = fetchFunction;
   }
+
+  readonly fetch: Fetch = async (input, init) => {
+    if (Api.#first === null) {
+      const answer = this.#fetch(input, init);
+      Api.#first = Promise.race([answer.catch(() => null), new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
+      return answer;
+    }
+    await Api.#first;
+    init?.signal?.throwIfAborted();
+    return this.#fetch(input, init);
+  };
 
   url(path: string): string {
     return this.endpoint + path;

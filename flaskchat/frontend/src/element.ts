@@ -237,13 +237,16 @@ export class FlaskChatElement extends LitElement {
       this.#views.set(entry, view);
       entry.onText = () => {
         this.#dirty.add(entry);
-        this.#frame ||= requestAnimationFrame(this.#draw);
+        // A tab that is not looked at gets no frames; what is over is shown there, too.
+        if (!entry.running) this.#draw(performance.now());
+        else this.#frame ||= requestAnimationFrame(this.#draw);
       };
     }
     return view;
   }
 
   readonly #draw = (now: number): void => {
+    cancelAnimationFrame(this.#frame);
     this.#frame = 0;
     for (const entry of this.#dirty) {
       if (this.#views.get(entry)?.update(now) !== false) this.#dirty.delete(entry);

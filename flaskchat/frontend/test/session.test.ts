@@ -1,0 +1,195 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Api } from "../src/api.ts";
+import { Conversation } from "../src/conversation.ts";
+import type { Entry } from "../src/conversation.ts";
+import type { Conversation as ConversationData, Message } from "../src/protocol.ts";
+import { Session } from "../src/session.ts";
+import { endWords, runningWords, when } from "../src/words.ts";
+
+const message = (id: string, parent: string | null, role: "user" | "assistant", text: string, more: Partial<Message> = {}): Message => ({
+  id, parent_id: parent, role, text, status: "done", parts: [], ...more,
+});
+const data = (messages: Message[], more: Partial<ConversationData> = {}): ConversationData => ({
+  id: "c_1", title: "T", model: "m", current_leaf_id: messages.at(-1)?.id ?? null, messages, running: [], ...more,
+});
+const frames = (list: [string, object][]): string =>
+  list.map(([event, body], index) => `id: ${index + 1}\nevent: ${event}\ndata: ${JSON.stringify(body)}\n\n`).join("");
+const start = { run_id: "run_1", conversation_id: "c_1", message_id: "m_2", user_message_id: "m_1", model: "m", title: "T" };
+const sse = (list: [string, object][]): Response =>
+  new Response(frames(list), { headers: { "Content-Type": "text/event-stream", "Flaskchat-Run-Id": "run_1" } });
+const json = (body: object, status = 200): Response =>
+  new Response(JSON.stringify(body), { status, headers: { "Content-Type": status < 400 ? "application/json" : "application/problem+json" } });
+
+/** A session over answers by "METHOD path"; each is used once, in order. */
+class Harness {
+  readonly calls: { line: string; body: Record<string, unknown> | null }[] = [];
+  readonly returned: string[] = [];
+  readonly announced: string[] = [];
+  readonly ids: string[] = [];
+  readonly session: Session;
+
+  constructor(answers: Record<string, (Response | Promise<Response>)[]>) {
+    const fetch = async (url: string, init: RequestInit = {}): Promise<Response> => {
+      const line = `${init.method ?? "GET"} ${url}`;
+      this.calls.push({ line, body: init.body ? (JSON.parse(init.body as string) as Record<string, unknown>) : null });
+      const answer = answers[line]?.shift();
+      if (!answer) throw new TypeError("Failed to fetch");
+      return answer;
+    };
+    this.session = new Session(
+      new Api("/chat/", fetch),
+      {
+        onChange: () => undefined,
+        onReturn: (text) => this.returned.push(text),
+        onAnnounce: (words) => this.announced.push(words),
+        onConversation: (id) => this.ids.push(id),
+      },
+      { clock: { setTimeout: (callback) => setTimeout(callback, 0), clearTimeout: (timer) => clearTimeout(timer as never), random: () => 0 } },
+    );
+  }
+
+  get branch(): Entry[] {
+    return this.session.conversation.branch;
+  }
+
+  async until(condition: () => boolean): Promise<void> {
+    const end = Date.now() + 2000;
+    while (!condition()) {
+      assert.ok(Date.now() < end, "it did not come to that");
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+}
+
+test("a question and its reply become a conversation", async () => {
+  const harness = new Harness({ "POST /chat/conversation": [sse([["start", start], ["reasoning", { text: "hm" }], ["delta", { text: "Hello" }], ["done", { finish_reason: "stop" }]])] });
+  harness.session.send("Hi");
+  assert.deepEqual(harness.branch.map(({ role, text, status }) => [role, text, status]), [["user", "Hi", "done"], ["assistant", "", "running"]]);
+  await harness.until(() => harness.session.running === null);
+  assert.deepEqual(harness.branch.map(({ id, text, reasoning }) => [id, text, reasoning]), [["m_1", "Hi", ""], ["m_2", "Hello", "hm"]]);
+  assert.deepEqual(harness.ids, ["c_1"]);
+  assert.deepEqual(harness.announced, ["The reply has started.", "The reply is complete."]);
+  assert.equal(harness.calls[0]!.body!["conversation_id"], undefined);
+});
+
+test("a refused question is taken back with the server's words", async () => {
+  const harness = new Harness({ "POST /chat/conversation": [json({ detail: "Too many at once.", code: "too_many" }, 429)] });
+  harness.session.send("My long text");
+  await harness.until(() => harness.session.running === null);
+  assert.deepEqual(harness.returned, ["My long text"]);
+  assert.equal(harness.session.problem, "Too many at once.");
+  assert.equal(harness.branch.length, 0);
+});
+
+test("a question that could not be sent keeps its id when it is sent again unchanged", async () => {
+  const harness = new Harness({});
+  harness.session.send("Hi");
+  await harness.until(() => harness.returned.length === 1);
+  harness.session.send("Hi");
+  await harness.until(() => harness.returned.length === 2);
+  harness.session.send("Hi there");
+  await harness.until(() => harness.returned.length === 3);
+  const ids = harness.calls.map((call) => (call.body!["message"] as { id: string }).id);
+  assert.equal(new Set(ids.slice(0, 10)).size, 1);
+  assert.equal(new Set(ids).size, 2);
+});
+
+test("a conversation that is opened goes on with the run it has, after the text from before it", async () => {
+  const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Before, ", { status: "running", run_id: "run_1" })], { running: [{ run_id: "run_1", message_id: "m_2" }] });
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(stored)],
+    "GET /chat/runs/run_1/events": [sse([["start", start], ["delta", { text: "after" }], ["stopped", {}]])],
+  });
+  await harness.session.open("c_1");
+  await harness.until(() => harness.session.running === null);
+  assert.equal(harness.branch.at(-1)!.text, "Before, after");
+  assert.equal(endWords(harness.branch.at(-1)!), "Stopped.");
+});
+
+test("a run that is over by then is read from the conversation", async () => {
+  const messages = [message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "", { status: "running" })];
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [
+      json(data(messages, { running: [{ run_id: "run_1", message_id: "m_2" }] })),
+      json(data([messages[0]!, message("m_2", "m_1", "assistant", "The whole reply")])),
+    ],
+    "GET /chat/runs/run_1/events": [new Response(null, { status: 204 })],
+  });
+  await harness.session.open("c_1");
+  await harness.until(() => harness.session.running === null);
+  assert.equal(harness.branch.at(-1)!.text, "The whole reply");
+});
+
+test("Stop before the run has a name is sent as soon as it has one", async () => {
+  let answer!: (response: Response) => void;
+  const waiting = new Promise<Response>((resolve) => (answer = resolve));
+  const harness = new Harness({
+    "POST /chat/conversation": [waiting],
+    "POST /chat/runs/run_1/stop": [json({ run_id: "run_1", state: "stopped", upstream_closed_ms: 12.4 })],
+    "GET /chat/runs/run_1/events": [sse([["start", start], ["stopped", {}]])],
+  });
+  harness.session.send("Hi");
+  harness.session.stop(harness.session.running!);
+  assert.equal(runningWords(harness.session.running!), "Stopping…");
+  answer(sse([["start", start]]));
+  await harness.until(() => harness.session.running === null);
+  await harness.until(() => harness.branch.at(-1)!.closedIn !== null);
+  assert.equal(endWords(harness.branch.at(-1)!), "Stopped. The model's connection was closed in 12 ms.");
+  assert.equal(harness.calls.filter((call) => call.line.endsWith("/stop")).length, 1);
+});
+
+test("trying again shows a sibling, and the old reply if that is refused", async () => {
+  const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Bad", { status: "error", error: { message: "It failed." } })]);
+  const again = { ...start, message_id: "m_3" };
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(stored)],
+    "POST /chat/conversation": [json({ detail: "No.", code: "x" }, 422), sse([["start", again], ["delta", { text: "Good" }], ["done", { finish_reason: "stop" }]])],
+  });
+  await harness.session.open("c_1");
+  const old = harness.branch.at(-1)!;
+  assert.equal(endWords(old), "It failed.");
+  harness.session.regenerate(old);
+  await harness.until(() => harness.session.running === null);
+  assert.equal(harness.branch.at(-1), old);
+  harness.session.regenerate(old);
+  await harness.until(() => harness.branch.at(-1)!.text === "Good");
+  assert.equal(harness.branch.length, 2);
+  assert.equal(harness.calls.at(-1)!.body!["message_id"], "m_2");
+});
+
+test("going on keeps the text and adds to it", async () => {
+  const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "One, ", { status: "stopped" })]);
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(stored)],
+    "POST /chat/conversation": [sse([["start", start], ["delta", { text: "two" }], ["done", { finish_reason: "stop" }]])],
+  });
+  await harness.session.open("c_1");
+  harness.session.continue(harness.branch.at(-1)!);
+  await harness.until(() => harness.session.running === null);
+  assert.equal(harness.branch.at(-1)!.text, "One, two");
+  assert.deepEqual([harness.calls[1]!.body!["action"], harness.calls[1]!.body!["message_id"]], ["continue", "m_2"]);
+});
+
+test("an unknown conversation is said to be one", async () => {
+  const harness = new Harness({ "GET /chat/conversations/c_x": [json({ detail: "There is no such conversation." }, 404)] });
+  await harness.session.open("c_x");
+  assert.match(harness.session.failure, /no such conversation/);
+});
+
+test("the branch that is shown follows the leaf", () => {
+  const conversation = new Conversation();
+  const messages = [message("a", null, "user", "1"), message("b", "a", "assistant", "old"), message("c", "a", "assistant", "new"), message("d", "c", "user", "2")];
+  conversation.read(data(messages));
+  assert.deepEqual(conversation.branch.map((entry) => entry.id), ["a", "c", "d"]);
+  conversation.read(data(messages, { current_leaf_id: "b" }));
+  assert.deepEqual(conversation.branch.map((entry) => entry.id), ["a", "b"]);
+});
+
+test("times are told in few words", () => {
+  const now = Date.parse("2026-05-05T12:00:00");
+  assert.equal(when(now / 1000 - 10, now), "just now");
+  assert.equal(when(now / 1000 - 300, now), "5 min ago");
+  assert.match(when("2024-01-31T10:00:00Z", now), /2024/);
+  assert.equal(when("nonsense", now), "");
+});

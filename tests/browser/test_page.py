@@ -1,0 +1,411 @@
+"""The page in a real browser, against real gunicorn with two workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.conftest import Server
+from tests.server import badmodel
+from tests.server.client import deadline
+
+from .proxy import Proxy
+
+Visit = Callable[..., Page]
+
+RICH = """Some **bold** text with `code`.
+
+- one
+- two
+
+```python
+print("<b>")
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+<img src=x onerror=alert(1)> and ![a cat](https://images.example/cat.png)
+"""
+
+
+def ask(page: Page, words: str = "Tell me", **directive: Any) -> dict[str, Any]:
+    """Send a question whose JSON tells the model how to answer."""
+    page.get_by_label("Your message").fill(f"{words} {json.dumps(directive)}")
+    page.keyboard.press("Enter")
+    return directive
+
+
+def reply(page: Page, at: int = -1) -> Any:
+    """The text of a reply."""
+    return page.locator(".reply .markdown").nth(at)
+
+
+def wait_for_text(page: Page, characters: int) -> None:
+    for _ in deadline(15, f"{characters} characters of a reply"):
+        page.wait_for_timeout(20)
+        if reply(page).count() and len(reply(page).inner_text()) >= characters:
+            return
+
+
+def stored(page: Page) -> dict[str, Any]:
+    """The conversation as the server keeps it."""
+    identifier = page.url.rsplit("/", 1)[1]
+    response = page.request.get(f"{page.url.split('/c/')[0]}/conversations/{identifier}")
+    assert response.ok, response.text()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def is_over(page: Page) -> None:
+    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false", timeout=30_000)
+
+
+def assert_nothing_is_missing(page: Page, directive: dict[str, Any]) -> None:
+    """The reply is whole in the store, and the page shows what it shows when all of it is loaded at once."""
+    assert stored(page)["messages"][-1]["text"] == badmodel.text_of(directive)
+    followed = reply(page).inner_html()
+    page.reload()
+    is_over(page)
+    assert reply(page).inner_html() == followed
+
+
+def test_a_reply_streams_and_is_shown_as_markdown(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    hosts: set[str] = set()
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    ask(page, text=RICH, rate=20)
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(reply(page).locator("strong")).to_have_text("bold")
+    assert "python" not in reply(page).inner_text(), "the reply came in a lump"
+    is_over(page)
+    expect(reply(page).locator("li")).to_have_text(["one", "two"])
+    expect(reply(page).locator("pre")).to_have_text('print("<b>")')
+    expect(reply(page).locator("td")).to_have_text(["1", "2"])
+    expect(reply(page)).to_contain_text("<img src=x onerror=alert(1)>")
+    expect(reply(page).locator("a.image")).to_have_text("Image: a cat (images.example)")
+    assert reply(page).locator("img").count() == 0
+    assert hosts == {f"127.0.0.1:{chat.port}"}
+    expect(page.get_by_role("status")).to_have_text("The reply is complete.")
+
+
+def test_reasoning_is_folded_and_apart_from_the_text(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, text="The answer.", reasoning=3)
+    is_over(page)
+    expect(reply(page)).to_have_text("The answer.")
+    thoughts = page.locator(".reasoning .thoughts")
+    expect(thoughts).to_be_hidden()
+    page.locator("summary").click()
+    expect(thoughts).to_be_visible()
+    assert thoughts.inner_text().strip()
+    words = thoughts.inner_text()
+    page.reload()
+    page.locator("summary").click()
+    assert thoughts.inner_text() == words
+
+
+def test_a_reload_in_the_middle_misses_nothing(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    directive = ask(page, tag="reload", tokens=120, rate=40)
+    wait_for_text(page, 60)
+    for _ in range(2):
+        page.reload()
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        wait_for_text(page, 80)
+    is_over(page)
+    assert_nothing_is_missing(page, directive)
+
+
+def test_two_tabs_show_the_same_reply(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    directive = ask(first, tag="tabs", tokens=80, rate=40)
+    wait_for_text(first, 40)
+    second = visit(first.url, first.context)
+    expect(second.get_by_role("button", name="Stop")).to_be_visible()
+    is_over(first)
+    is_over(second)
+    assert reply(second).inner_html() == reply(first).inner_html()
+    assert_nothing_is_missing(second, directive)
+
+
+def test_a_cut_connection_is_said_in_words_and_nothing_is_lost(visit: Visit, chat: Server, network: Proxy) -> None:
+    page = visit(network.url)
+    directive = ask(page, tag="cut", tokens=150, rate=40)
+    for length in (40, 200):
+        wait_for_text(page, length)
+        network.cut()
+        expect(page.get_by_text("Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
+        before = network.refused
+        for _ in deadline(10, "an attempt to come back"):
+            page.wait_for_timeout(20)
+            if network.refused > before:
+                break
+        network.mend()
+        expect(page.get_by_text("Connection lost")).to_have_count(0)
+    is_over(page)
+    assert_nothing_is_missing(page, directive)
+
+
+def test_a_page_that_goes_offline_says_so_and_goes_on(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    directive = ask(page, tag="offline", tokens=200, rate=40)
+    wait_for_text(page, 40)
+    page.context.set_offline(True)
+    expect(page.get_by_text("You are offline. The reply goes on being written; nothing is lost.")).to_be_visible()
+    shown = reply(page).inner_text()
+    page.wait_for_timeout(50)
+    page.wait_for_function("since => performance.now() - since > 3000", arg=page.evaluate("performance.now()"))
+    assert reply(page).inner_text() == shown
+    page.context.set_offline(False)
+    expect(page.get_by_text("You are offline")).to_have_count(0)
+    wait_for_text(page, len(shown) + 100)
+    is_over(page)
+    assert_nothing_is_missing(page, directive)
+
+
+def test_a_question_waits_for_the_connection(visit: Visit, chat: Server, network: Proxy) -> None:
+    page = visit(network.url)
+    network.cut()
+    ask(page, text="Here I am.")
+    expect(page.get_by_text("Not sent yet: no connection. Trying again…")).to_be_visible()
+    network.mend()
+    is_over(page)
+    expect(reply(page)).to_have_text("Here I am.")
+    expect(page.locator(".user")).to_have_count(1)
+
+
+@pytest.mark.parametrize("moment", ["before the first token", "in the middle"])
+def test_stop_closes_the_models_connection_and_says_so(visit: Visit, chat: Server, moment: str) -> None:
+    page = visit(chat.url)
+    if moment == "in the middle":
+        ask(page, tokens=2000, rate=40)
+        wait_for_text(page, 30)
+    else:
+        ask(page, fault="silent-before-first-token", hold=30)
+        expect(page.get_by_text("Waiting for the first words…")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    words = page.locator(".reply .words")
+    expect(words).to_have_text(re.compile(r"Stopped\. The model's connection was closed in \d+ ms\."))
+    milliseconds = re.search(r"(\d+) ms", words.inner_text())
+    assert milliseconds is not None
+    assert int(milliseconds[1]) <= 300
+    is_over(page)
+    kept = stored(page)["messages"][-1]
+    assert kept["status"] == "stopped"
+    page.reload()
+    expect(words).to_have_text("Stopped.")
+    assert bool(kept["text"]) == (moment == "in the middle")
+
+
+def test_escape_stops_and_continue_goes_on(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, tag="go on", tokens=400, rate=40)
+    wait_for_text(page, 30)
+    page.get_by_label("Your message").press("Escape")
+    expect(page.locator(".reply .words")).to_contain_text("Stopped.")
+    before = stored(page)["messages"][-1]["text"]
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".reply .words")).to_have_count(0)
+    is_over(page)
+    messages = stored(page)["messages"]
+    assert len(messages) == 2
+    assert messages[-1]["text"].startswith(before)
+    assert len(messages[-1]["text"]) > len(before)
+
+
+def test_a_reply_that_fails_is_kept_and_can_be_tried_again(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, tokens=20, rate=0, fault="error", after=5, tag="fails")
+    expect(page.locator(".reply .words")).to_have_text("The model's server reported an error. What it had written is kept.")
+    assert reply(page).inner_text()
+    page.reload()
+    expect(page.locator(".reply .words")).to_have_text("The model's server reported an error. What it had written is kept.")
+    page.get_by_role("button", name="Try again").click()
+    is_over(page)
+    for _ in deadline(10, "a sibling of the reply"):
+        replies = [message for message in stored(page)["messages"] if message["role"] == "assistant"]
+        if len(replies) == 2:
+            break
+    assert replies[0]["parent_id"] == replies[1]["parent_id"]
+    expect(page.locator(".reply")).to_have_count(1)
+
+
+def test_a_refused_message_comes_back_with_the_servers_words(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    text = "x" * 5001
+    page.get_by_label("Your message").fill(text)
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("alert")).to_have_text("Not valid: message.text.")
+    expect(page.get_by_label("Your message")).to_have_value(text)
+    expect(page.locator(".message")).to_have_count(0)
+
+
+def test_enter_sends_shift_enter_does_not_nor_does_the_enter_that_ends_a_composition(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    box = page.get_by_label("Your message")
+    box.press_sequentially("one")
+    box.press("Shift+Enter")
+    box.press_sequentially('two {"text": "ok"}')
+    box.evaluate("e => e.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true}))")
+    expect(page.locator(".message")).to_have_count(0)
+    box.press("Enter")
+    is_over(page)
+    expect(page.locator(".user .bubble")).to_have_text('one\ntwo {"text": "ok"}')
+    expect(box).to_have_value("")
+
+
+def test_the_list_leads_to_earlier_conversations_and_the_address_follows(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First question", text="First reply", rate=0)
+    is_over(page)
+    first = page.url
+    assert "/c/c_" in first
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.locator(".message")).to_have_count(0)
+    ask(page, "Second question", tag="second", tokens=2000, rate=20)
+    wait_for_text(page, 20)
+    links = page.locator(".side li a")
+    expect(links).to_have_count(2)
+    expect(links.nth(0)).to_have_attribute("aria-current", "page")
+    links.nth(1).click()
+    expect(reply(page)).to_have_text("First reply")
+    assert page.url == first
+    expect(page).to_have_title(re.compile("First question"))
+    expect(links.nth(0)).to_contain_text("writing…")
+    page.go_back()
+    expect(page.locator(".user")).to_contain_text("Second question")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    is_over(page)
+    expect(links.nth(0)).not_to_contain_text("writing…")
+    page.go_forward()
+    expect(reply(page)).to_have_text("First reply")
+
+
+def test_a_reply_goes_on_while_its_reader_is_elsewhere(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    directive = ask(page, tag="elsewhere", tokens=60, rate=30)
+    wait_for_text(page, 20)
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.get_by_text("What would you like to know?")).to_be_visible()
+    page.go_back()
+    is_over(page)
+    assert_nothing_is_missing(page, directive)
+
+
+def test_somebody_elses_conversation_is_not_there(visit: Visit, chat: Server) -> None:
+    mine = visit(chat.url)
+    ask(mine, text="Secret", rate=0)
+    is_over(mine)
+    other = visit(mine.url)
+    expect(other.get_by_text("There is no such conversation, or it belongs to somebody else.")).to_be_visible()
+    assert "Secret" not in other.locator("flask-chat").inner_text()
+
+
+def test_the_end_is_followed_only_while_the_reader_is_there(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, text="A line of text.\n\n" * 240, rate=100, size=17)
+    scroller = page.locator(".scroll")
+    gap = "e => e.scrollHeight - e.scrollTop - e.clientHeight"
+    for _ in deadline(15, "more text than fits"):
+        page.wait_for_timeout(20)
+        if scroller.evaluate("e => e.scrollHeight > e.clientHeight + 400"):
+            break
+    assert scroller.evaluate(gap) < 60
+    scroller.hover()
+    page.mouse.wheel(0, -150)
+    expect(page.get_by_role("button", name="Follow the reply")).to_be_visible()
+    held = scroller.evaluate("e => e.scrollTop")
+    height = scroller.evaluate("e => e.scrollHeight")
+    page.wait_for_function(
+        "height => document.querySelector('flask-chat').shadowRoot.querySelector('.scroll').scrollHeight > height + 300",
+        arg=height,
+    )
+    assert scroller.evaluate("e => e.scrollTop") == held
+    page.get_by_role("button", name="Follow the reply").click()
+    for _ in deadline(5, "the end"):
+        page.wait_for_timeout(20)
+        if scroller.evaluate(gap) < 60:
+            break
+    page.get_by_role("button", name="Stop").click()
+    is_over(page)
+
+
+def test_the_reader_picks_a_model(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.get_by_label("Model").select_option("count")
+    page.get_by_label("Your message").fill("3 0")
+    page.get_by_role("button", name="Send").click()
+    is_over(page)
+    expect(reply(page)).to_have_text(re.compile("word0.*word1.*word2"))
+    page.reload()
+    expect(page.get_by_label("Model")).to_have_value("count")
+
+
+def test_a_worker_that_dies_leaves_words_and_the_next_question_works(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, tag="dies", tokens=2000, rate=40)
+    wait_for_text(page, 40)
+    answer = page.request.get(f"{chat.url}/healthz")
+    assert answer.ok
+    shown = reply(page).inner_text()
+    for pid in chat.workers():
+        os.kill(pid, signal.SIGKILL)
+    expect(page.locator(".reply .words.trouble")).to_be_visible(timeout=20_000)
+    is_over(page)
+    assert stored(page)["messages"][-1]["status"] == "interrupted"
+    assert reply(page).inner_text().startswith(shown.strip()[:30])
+    ask(page, text="Back again.", rate=0)
+    is_over(page)
+    expect(reply(page)).to_have_text("Back again.")
+
+
+def test_a_new_visitor_is_one_visitor_from_the_first_moment(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.context.clear_cookies()
+    cookies: list[str] = []
+    page.on("response", lambda response: cookies.extend(filter(None, [response.header_value("set-cookie")])))
+    page.goto(chat.url)
+    ask(page, text="Mine", rate=0)
+    is_over(page)
+    expect(page.locator(".side li a")).to_have_count(1)
+    assert len(cookies) == 1
+
+
+def test_words_say_when_the_list_cannot_be_loaded(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+
+    def refuse(route: Route) -> None:
+        route.abort()
+
+    page.route("**/conversations?*", refuse)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_text("The list could not be loaded.")).to_be_visible()
+    page.unroute("**/conversations?*")
+    page.locator(".side").get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("The list could not be loaded.")).to_have_count(0)
+
+
+def test_the_widget_works_in_a_hosts_page(visit: Visit, serve: Callable[..., Server], built: None) -> None:
+    server = serve({"FLASKCHAT_MODEL": "parrot"}, app="tests.browser.host:app")
+    page = visit(server.url)
+    page.set_viewport_size({"width": 700, "height": 800})
+    page.get_by_label("Your message").fill("polly wants a cracker")
+    page.keyboard.press("Enter")
+    is_over(page)
+    expect(reply(page)).to_have_text("polly wants a cracker")
+    assert page.url == f"{server.url}/"
+    expect(page).to_have_title("Shop")
+    page.get_by_role("button", name="Conversations").click()
+    expect(page.locator(".side li a")).to_have_attribute("href", re.compile(r"^/chat/c/c_"))
+    page.keyboard.press("Escape")
+    expect(page.locator(".side")).to_be_hidden()
