@@ -24,12 +24,16 @@ VERSION_TABLE = "flaskchat_version"
 HEAD = "0001"
 """The newest migration. Compared with the database at start, so that Alembic is imported only when there is work."""
 
+SEARCH = "flaskchat_search"
+"""SQLite's full-text index over titles and texts, kept by triggers; see store/search.py. Not part of the metadata."""
+
 metadata = MetaData()
 
 conversations = Table(
     "flaskchat_conversations",
     metadata,
-    Column("id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),  # under which the search index knows it, with a minus
+    Column("id", String(64), nullable=False, unique=True),
     Column("owner", String(255), nullable=False),
     Column("title", Text, nullable=False),
     Column("model", String(255)),
@@ -43,7 +47,8 @@ conversations = Table(
 messages = Table(
     "flaskchat_messages",
     metadata,
-    Column("id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),  # under which the search index knows it
+    Column("id", String(64), nullable=False, unique=True),
     Column("conversation_id", ForeignKey("flaskchat_conversations.id", ondelete="CASCADE"), nullable=False),
     Column("position", Integer, nullable=False),
     Column("parent_id", String(64)),

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from ..errors import Invalid
+from . import change, search
 from .base import Begun, Command, Page, RunRow
 from .begin import Beginning
 from .engine import Database
@@ -144,7 +145,7 @@ class Store:
     def conversations(self, owner: str, *, query: str, cursor: str | None, limit: int) -> Page:
         """An owner's conversations, the newest first.
 
-        :param query: words that the title or a message's text must contain.
+        :param query: words that the title or one message's text must contain, each item then has the `hit`.
         :param cursor: `next_cursor` of the page before.
         :raises Invalid: the cursor is not one of ours.
         """
@@ -165,15 +166,10 @@ class Store:
             select = select.where(
                 sa.tuple_(conversations.c.updated_at, conversations.c.id) < sa.tuple_(updated_at, last_id)
             )
-        for word in query.split():
-            in_text = (
-                sa.select(messages.c.id)
-                .where(
-                    messages.c.conversation_id == conversations.c.id, messages.c.text.icontains(word, autoescape=True)
-                )
-                .exists()
-            )
-            select = select.where(sa.or_(conversations.c.title.icontains(word, autoescape=True), in_text))
+        words = search.words_of(query)
+        found = search.find(c, owner, words) if words else {}
+        if words:
+            select = select.where(conversations.c.id.in_(found))
         select = select.order_by(conversations.c.updated_at.desc(), conversations.c.id.desc()).limit(limit + 1)
         rows = c.execute(select).all()
         items: list[dict[str, object]] = [
@@ -186,8 +182,26 @@ class Store:
             }
             for row in rows[:limit]
         ]
+        if words:
+            hits = search.hits(c, found, [row.id for row in rows[:limit]], words)
+            for item in items:
+                item["hit"] = hits.get(str(item["id"]))
         last = rows[limit - 1] if len(rows) > limit else None
         return Page(items, _encode_cursor(last.updated_at, last.id) if last is not None else None)
+
+    def change(self, conversation_id: str, owner: str, wanted: change.Change) -> bool:
+        """:returns: False when there is no such conversation, or it is another's.
+        :raises Invalid: the leaf is not a message of the conversation.
+        """
+        return self.database.write(lambda c: change.apply(c, conversation_id, owner, wanted))
+
+    def running(self, conversation_id: str, owner: str) -> list[str] | None:
+        """The runs of a conversation that are being written; None when it is not there, or another's."""
+        return self.database.read(lambda c: change.running(c, conversation_id, owner))
+
+    def delete(self, conversation_id: str, owner: str) -> bool:
+        """:returns: whether there was such a conversation of this owner's."""
+        return self.database.write(lambda c: change.delete(c, conversation_id, owner))
 
 
 def _encode_cursor(updated_at: float, last_id: str) -> str:

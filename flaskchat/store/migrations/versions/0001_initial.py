@@ -9,10 +9,51 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+# Rows of the index are messages by their number, and titles by the conversation's number with a minus. Trigrams find
+# parts of words in any language; the texts themselves are not kept a second time.
+SEARCH = (
+    "CREATE VIRTUAL TABLE flaskchat_search USING fts5(text, content='', contentless_delete=1, tokenize='trigram')",
+    """
+    CREATE TRIGGER flaskchat_search_message_insert AFTER INSERT ON flaskchat_messages WHEN new.text <> '' BEGIN
+        INSERT INTO flaskchat_search (rowid, text) VALUES (new.number, new.text);
+    END
+    """,
+    """
+    CREATE TRIGGER flaskchat_search_message_update AFTER UPDATE OF text ON flaskchat_messages
+    WHEN new.text <> old.text BEGIN
+        DELETE FROM flaskchat_search WHERE rowid = old.number;
+        INSERT INTO flaskchat_search (rowid, text) VALUES (new.number, new.text);
+    END
+    """,
+    """
+    CREATE TRIGGER flaskchat_search_message_delete AFTER DELETE ON flaskchat_messages BEGIN
+        DELETE FROM flaskchat_search WHERE rowid = old.number;
+    END
+    """,
+    """
+    CREATE TRIGGER flaskchat_search_title_insert AFTER INSERT ON flaskchat_conversations BEGIN
+        INSERT INTO flaskchat_search (rowid, text) VALUES (-new.number, new.title);
+    END
+    """,
+    """
+    CREATE TRIGGER flaskchat_search_title_update AFTER UPDATE OF title ON flaskchat_conversations
+    WHEN new.title <> old.title BEGIN
+        DELETE FROM flaskchat_search WHERE rowid = -old.number;
+        INSERT INTO flaskchat_search (rowid, text) VALUES (-new.number, new.title);
+    END
+    """,
+    """
+    CREATE TRIGGER flaskchat_search_title_delete AFTER DELETE ON flaskchat_conversations BEGIN
+        DELETE FROM flaskchat_search WHERE rowid = -old.number;
+    END
+    """,
+)
+
 
 def upgrade() -> None:
     op.create_table(
         "flaskchat_conversations",
+        sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("owner", sa.String(length=255), nullable=False),
         sa.Column("title", sa.Text(), nullable=False),
@@ -21,7 +62,8 @@ def upgrade() -> None:
         sa.Column("current_leaf_id", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("updated_at", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
+        sa.PrimaryKeyConstraint("number"),
+        sa.UniqueConstraint("id"),
     )
     op.create_index(
         "flaskchat_conversations_by_owner", "flaskchat_conversations", ["owner", "updated_at", "id"], unique=False
@@ -46,6 +88,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "flaskchat_messages",
+        sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("conversation_id", sa.String(length=64), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
@@ -61,7 +104,8 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(["conversation_id"], ["flaskchat_conversations.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id"),
+        sa.PrimaryKeyConstraint("number"),
+        sa.UniqueConstraint("id"),
     )
     op.create_index(
         "flaskchat_messages_by_conversation", "flaskchat_messages", ["conversation_id", "position"], unique=True
@@ -110,9 +154,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["flaskchat_runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id"),
     )
+    if op.get_bind().dialect.name == "sqlite":
+        for statement in SEARCH:
+            op.execute(statement)
 
 
 def downgrade() -> None:
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("DROP TABLE flaskchat_search")
     op.drop_table("flaskchat_run_events")
     op.drop_index("flaskchat_requests_by_run", table_name="flaskchat_requests")
     op.drop_table("flaskchat_requests")
