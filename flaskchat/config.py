@@ -2,12 +2,16 @@
 
 `Settings` is the one table; `SETTINGS` is derived from it and feeds the defaults, the `flask chat settings` command,
 the documentation and its test. Settings live in `app.config` under `FLASKCHAT_<NAME>`; strings (as the environment
-gives them) are cast.
+gives them) are cast, and None means the same as absence.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import logging
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -16,16 +20,33 @@ from typing import Any, NamedTuple
 
 from .errors import ConfigurationError
 
+logger = logging.getLogger("flaskchat")
+
 PREFIX = "FLASKCHAT_"
+LONGEST = 1e6
+"""Seconds; what a setting may ask for at most. The kernel's timers hold 32 bits of milliseconds."""
+
+_PREFIX_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*\Z")
 
 
-def _setting(default: Any, help: str, *, unit: str = "", minimum: float | None = None, secret: bool = False) -> Any:  # noqa: A002
+def _setting(
+    default: Any,
+    help: str,  # noqa: A002
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    secret: bool = False,
+) -> Any:
+    if unit == "seconds":
+        maximum = LONGEST
     return field(
-        default=default, repr=not secret, metadata={"help": help, "unit": unit, "minimum": minimum, "secret": secret}
+        default=default,
+        metadata={"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "secret": secret},
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """The settings of one application, cast and checked."""
 
@@ -46,6 +67,7 @@ class Settings:
 
     model: str | None = _setting(None, "The default model, `provider:name`, or the name of a Python model.")
     models: str = _setting("", "Further models to offer, `provider:name`, separated by commas.")
+    titles: bool = _setting(True, "Ask the model for a conversation's title, beside its first reply.")
     system_prompt: str = _setting("", "System prompt of conversations that have none of their own.")
     openai_base_url: str = _setting("https://api.openai.com/v1", "Address of an OpenAI-compatible server.")
     openai_api_key: str | None = _setting(None, "Its key.", secret=True)
@@ -73,7 +95,7 @@ class Settings:
     stall_timeout: float = _setting(
         25.0, "How long a client may leave its stream unread before it is cut off.", unit="seconds", minimum=1
     )
-    send_buffer: int = _setting(65536, "Send buffer of a stream's socket.", unit="bytes", minimum=4096)
+    send_buffer: int = _setting(65536, "Send buffer of a stream's socket.", unit="bytes", minimum=4096, maximum=1 << 30)
     drain: float = _setting(
         5.0, "How long a worker that is told to leave goes on with its replies. Shorter than graceful_timeout.",
         unit="seconds", minimum=0,
@@ -91,10 +113,16 @@ class Settings:
     max_text_chars: int = _setting(100_000, "Longest message a user may send.", unit="characters", minimum=1)
 
     def __post_init__(self) -> None:
-        if self.url_prefix and (not self.url_prefix.startswith("/") or self.url_prefix.endswith("/")):
+        path = self.url_prefix.rstrip("/")
+        if not _PREFIX_PATH.match(path):
             raise ConfigurationError(
                 f"{PREFIX}URL_PREFIX={self.url_prefix!r}: expected a path such as '/chat', or '' for the root"
             )
+        object.__setattr__(self, "url_prefix", path)
+
+    def __repr__(self) -> str:
+        rows = (f"{setting.field}={setting.show(getattr(self, setting.field))}" for setting in SETTINGS)
+        return f"Settings({', '.join(rows)})"
 
 
 class Setting(NamedTuple):
@@ -106,6 +134,36 @@ class Setting(NamedTuple):
     secret: bool
     optional: bool
     minimum: float | None
+    maximum: float | None
+
+    @property
+    def field(self) -> str:
+        """The attribute of `Settings`."""
+        return self.name.removeprefix(PREFIX).lower()
+
+    def show(self, value: object) -> str:
+        """A value as it may be printed: no key, and no password within an address."""
+        if self.secret and value not in (None, ""):
+            return "(set)"
+        return without_passwords(repr(value))
+
+    @property
+    def expected(self) -> str:
+        """In words, for errors."""
+        words = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[self.type]
+        if self.unit:
+            words += f" of {self.unit}"
+        if self.minimum is not None:
+            words += f", at least {self.minimum:g}"
+        if self.maximum is not None:
+            words += f", at most {self.maximum:.0f}"
+        return words
+
+
+def without_passwords(text: str) -> str:
+    """The text with the user and password of each URL in it taken out, and what a query calls a password or a key."""
+    text = re.sub(r"://[^\s'\"]*@", "://***@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:password|passwd|pwd|secret|token|key)[^=&\s]*=)[^&\s'\"]*", r"\1***", text)
 
 
 def _table() -> tuple[Setting, ...]:
@@ -116,17 +174,9 @@ def _table() -> tuple[Setting, ...]:
         if isinstance(hint, types.UnionType):
             optional = True
             (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-        meta = item.metadata
         rows.append(
             Setting(
-                PREFIX + item.name.upper(),
-                hint,
-                item.default,
-                meta["unit"],
-                meta["help"],
-                meta["secret"],
-                optional,
-                meta["minimum"],
+                name=PREFIX + item.name.upper(), type=hint, default=item.default, optional=optional, **item.metadata
             )
         )
     return tuple(rows)
@@ -138,10 +188,10 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "fals
 
 
 def _cast(setting: Setting, value: Any) -> Any:
-    if value is None or (value == "" and setting.optional):
-        if setting.optional:
-            return None
-        raise ValueError
+    if value is None:
+        return setting.default
+    if value == "" and setting.optional:
+        return None
     if setting.type is bool:
         if isinstance(value, bool):
             return value
@@ -155,7 +205,11 @@ def _cast(setting: Setting, value: Any) -> Any:
     cast = setting.type(value)
     if setting.type is int and isinstance(value, float) and value != cast:
         raise ValueError
-    if cast != cast or (setting.minimum is not None and cast < setting.minimum):
+    if not math.isfinite(cast):
+        raise ValueError
+    if setting.minimum is not None and cast < setting.minimum:
+        raise ValueError
+    if setting.maximum is not None and cast > setting.maximum:
         raise ValueError
     return cast
 
@@ -171,15 +225,19 @@ def load(config: Mapping[str, Any]) -> Settings:
             continue
         value = config[setting.name]
         try:
-            values[setting.name.removeprefix(PREFIX).lower()] = _cast(setting, value)
+            values[setting.field] = _cast(setting, value)
         except (ValueError, TypeError, KeyError, OverflowError):
-            shown = "(hidden)" if setting.secret else repr(value)
-            wanted = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[setting.type]
-            unit = f" of {setting.unit}" if setting.unit else ""
-            least = f", at least {setting.minimum:g}" if setting.minimum is not None else ""
-            raise ConfigurationError(f"{setting.name}={shown}: expected {wanted}{unit}{least}") from None
+            shown = "(hidden)" if setting.secret else without_passwords(repr(value))
+            raise ConfigurationError(f"{setting.name}={shown}: expected {setting.expected}") from None
+    return Settings(**values)
+
+
+def warn_of_unknown(config: Mapping[str, Any]) -> None:
+    """Log the keys that are none of ours. They are not refused: they may be meant for another version."""
     known = {setting.name for setting in SETTINGS}
     for key in config:
-        if isinstance(key, str) and key.startswith(PREFIX) and key not in known:
-            raise ConfigurationError(f"{key}: no such setting; `flask chat settings` lists them")
-    return Settings(**values)
+        if not isinstance(key, str) or not key.startswith(PREFIX) or key in known:
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        hint = f"; did you mean {near[0]}?" if near else "; `flask chat settings` lists those that are"
+        logger.warning("%s is no setting of this version and does nothing%s", key, hint)

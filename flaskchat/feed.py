@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from . import sse
 from .errors import FlaskChatError, ModelError, ReplyTooLong
 from .live import LiveRun
-from .models import Delta, Done, Error, Event, Interrupted, Reasoning, Start, Stopped, Terminal, Tool, Usage
+from .models import Delta, Done, Error, Event, Interrupted, Reasoning, Start, Stopped, Terminal, Title, Tool, Usage
 from .providers.base import Source
 from .store.base import Begun, Ending
 
@@ -31,8 +32,9 @@ class Feed:
     """The state of one run between its start and its terminal event."""
 
     __slots__ = (
-        "_verdict", "backlog", "begun", "bell", "closing", "fd", "heard", "heard_at", "live", "max_bytes", "pending",
-        "reasoning", "seq", "source", "started_at", "terminal", "text", "tools", "tools_size", "upstream_closed_ms",
+        "_verdict", "backlog", "begun", "bell", "closing", "fd", "heard", "heard_at", "live", "max_bytes", "notes",
+        "pending", "reasoning", "seq", "source", "started_at", "terminal", "text", "tools", "tools_size",
+        "upstream_closed_ms",
     )  # fmt: skip
 
     def __init__(self, begun: Begun, live: LiveRun, max_bytes: int) -> None:
@@ -58,6 +60,8 @@ class Feed:
         self._verdict: Terminal | None = None
         self.closing = False
         """Whether its source is being closed: the verdict waits for that."""
+        self.notes: deque[Title] = deque()
+        """Events from beside the source."""
         self.upstream_closed_ms: float | None = None
         self._number(
             Start(
@@ -90,6 +94,8 @@ class Feed:
         """Take what the source has, or carry out the verdict. Never raises: a model's fault ends the run."""
         if self.terminal is not None or self.closing:
             return
+        while self.notes:
+            self._number(self.notes.popleft())
         if self._verdict is None:
             source = self.source
             if source is None or self.backlog > BACKLOG:

@@ -114,6 +114,8 @@ class Request(msgspec.Struct, kw_only=True):
     system_prompt: str = ""
     partial: str = ""
     """What the reply says already, where a stopped or interrupted one is continued."""
+    stream: bool = True
+    """False: the answer is wanted as one document. Python models are always asked for a stream."""
     conversation_id: str = ""
     message_id: str = ""
     run_id: str = ""

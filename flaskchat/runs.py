@@ -30,6 +30,7 @@ from .store.lease import Holding
 from .store.schema import journal
 from .store.sql import Store
 from .sweep import CONTROL
+from .titles import Titles
 
 logger = logging.getLogger("flaskchat")
 
@@ -75,6 +76,7 @@ class Runs:
         self._models = models
         self._early_stops: dict[str, float] = {}
         """Stops that came before their run was here, and when (monotonic)."""
+        self._titles = Titles(store, models.resolve, pump.touch) if settings.titles else None
         self._drain_until: float | None = None
         self.on_started: Callable[[Feed], object] | None = None
         """Called when a run has begun; must not wait."""
@@ -171,6 +173,8 @@ class Runs:
                     return
             else:
                 self._pump.watch(feed)
+                if self._titles is not None:
+                    self._titles.begin(feed)
                 return
 
     # -- the end, decided from outside -----------------------------------------------------------------------------
@@ -270,6 +274,8 @@ class Runs:
     def wait(self) -> None:
         """Until no run is left, at most the rest of the drain's time and a moment for the last commit."""
         assert self._drain_until is not None
+        if self._titles is not None:
+            self._titles.close()
         while self.busy() and time.monotonic() < self._drain_until + 2.0:
             tasks.sleep(0.02)
 

@@ -233,6 +233,7 @@ class AnthropicProvider:
     """
 
     name = "anthropic"
+    writes_titles = True
 
     def __init__(self, settings: Settings, *, tls: Any = None) -> None:
         headers = {"anthropic-version": VERSION}
@@ -254,7 +255,7 @@ class AnthropicProvider:
             "model": request.model,
             "max_tokens": self._settings.max_output_tokens,
             "messages": messages_of(request),
-            "stream": True,
+            "stream": request.stream,
         }
         if request.system_prompt:
             body["system"] = request.system_prompt

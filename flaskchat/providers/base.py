@@ -1,7 +1,7 @@
 """What a provider is: how to ask a model, and a decoder for the answer.
 
-A provider makes a `Source` for a request. `runs` opens the source in a short task of its own (it may wait: name lookup, TLS,
-the head of the answer), then gives it to the pump, which reads it once per tick until it has ended.
+A provider makes a `Source` for a request. `runs` opens the source in a short task of its own (it may wait: name
+lookup, TLS, the head of the answer), then gives it to the pump, which reads it once per tick until it has ended.
 
 A source never waits in `read`, and never touches the log, the store or Flask.
 """

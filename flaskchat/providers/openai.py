@@ -248,6 +248,7 @@ class OpenAIProvider:
     """
 
     name = "openai"
+    writes_titles = True
 
     def __init__(self, settings: Settings, *, tls: Any = None) -> None:
         headers = {}
@@ -268,12 +269,13 @@ class OpenAIProvider:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns(request)]
         if request.system_prompt:
             messages.insert(0, {"role": "system", "content": request.system_prompt})
-        body = {
+        body: dict[str, Any] = {
             "model": request.model,
             "messages": messages,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream": request.stream,
         }
+        if request.stream:
+            body["stream_options"] = {"include_usage": True}
         return HTTPSource(self._endpoint, msgspec.json.encode(body), decoder_for)
 
     def models(self) -> list[str]:

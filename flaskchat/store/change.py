@@ -41,6 +41,12 @@ def apply(c: Connection, conversation_id: str, owner: str, change: Change) -> bo
     return True
 
 
+def retitle(c: Connection, conversation_id: str, before: str, title: str) -> bool:
+    """:returns: False when the title is not `before` any more."""
+    was = sa.and_(conversations.c.id == conversation_id, conversations.c.title == before)
+    return c.execute(sa.update(conversations).where(was).values(title=title)).rowcount == 1
+
+
 def running(c: Connection, conversation_id: str, owner: str) -> list[str] | None:
     """The runs of a conversation that are being written; None when it is not there, or another's."""
     mine = sa.and_(conversations.c.id == conversation_id, conversations.c.owner == owner)

@@ -195,6 +195,13 @@ class Store:
         """
         return self.database.write(lambda c: change.apply(c, conversation_id, owner, wanted))
 
+    def retitle(self, conversation_id: str, before: str, title: str) -> bool:
+        """Set a title in place of the one before.
+
+        :returns: False when somebody has set another meanwhile.
+        """
+        return self.database.write(lambda c: change.retitle(c, conversation_id, before, title))
+
     def running(self, conversation_id: str, owner: str) -> list[str] | None:
         """The runs of a conversation that are being written; None when it is not there, or another's."""
         return self.database.read(lambda c: change.running(c, conversation_id, owner))

@@ -1,0 +1,101 @@
+"""A conversation's title, better than the question's first words: the model is asked for one beside the first reply.
+
+It delays nothing: the reply's source is open when the question for a title goes out, and nobody waits for the answer.
+A title that comes while the reply is being written is one of its events; later, it is only stored. One that a person
+has given meanwhile stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+
+from . import tasks
+from .errors import FlaskChatError
+from .feed import Feed
+from .models import Delta, Done, Request, Title, Turn
+from .providers.base import Provider, Source
+from .store.sql import Store
+
+logger = logging.getLogger("flaskchat")
+
+PATIENCE = 20.0
+"""Seconds after which a title is not worth having."""
+LONGEST = 80
+QUESTION_CHARS = 2000
+ASK = (
+    "Write a title of at most six words for a conversation that begins with the message below, in its language. "
+    "Answer with the title alone, without quotes or a full stop.\n\n"
+)
+
+
+class Titles:
+    def __init__(
+        self, store: Store, resolve: Callable[[str], tuple[Provider, str]], touch: Callable[[Feed], None]
+    ) -> None:
+        """:param touch: tells the pump that a feed has something new."""
+        self._store = store
+        self._resolve = resolve
+        self._touch = touch
+        self._tasks: set[tasks.Task] = set()
+
+    def begin(self, feed: Feed) -> None:
+        """Ask for the title of the conversation that this run begins, if it does and its model can be asked."""
+        begun = feed.begun
+        if len(begun.turns) != 1 or begun.partial:
+            return
+        provider, name = self._resolve(begun.model)
+        if not getattr(provider, "writes_titles", False):
+            return
+        self._tasks = {task for task in self._tasks if task.is_alive()}
+        self._tasks.add(tasks.spawn(self._ask, feed, provider, name, name="flaskchat-title"))
+
+    def _ask(self, feed: Feed, provider: Provider, name: str) -> None:
+        begun = feed.begun
+        question = Turn("user", ASK + begun.turns[0].text[:QUESTION_CHARS])
+        source = provider.source(Request(model=name, turns=[question], stream=False, owner=begun.owner))
+        try:
+            title = clean(answer(source))
+            if title and self._store.retitle(begun.conversation_id, begun.title, title):
+                feed.notes.append(Title(title))
+                self._touch(feed)
+        except FlaskChatError as error:
+            logger.info("run %s: no title from its model: %s", begun.run_id, error)
+        except Exception:
+            logger.exception("run %s: asking for a title failed", begun.run_id)
+        finally:
+            source.close()
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.kill()
+        self._tasks.clear()
+
+
+def answer(source: Source) -> str:
+    """A whole answer's text; empty when it did not come in time."""
+    source.open()
+    text, until = "", time.monotonic() + PATIENCE
+    while (left := until - time.monotonic()) > 0:
+        for event in source.read():
+            if isinstance(event, Delta):
+                text += event.text
+            elif isinstance(event, Done):
+                return text
+        fd = source.fileno()
+        if fd is None:
+            break
+        if not getattr(source, "pending", False):
+            tasks.wait_readable(fd, left)
+    return ""
+
+
+def clean(text: str) -> str:
+    """A title out of what a model wrote: one line without thoughts, quotes, marks and invisible characters."""
+    text = re.sub(r"(?s)^.*</think>", "", text)
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", "", line)
+    line = re.sub(r"^(?:[#*\s]|title:)+", "", line, flags=re.IGNORECASE).strip(" *_\"'“”„‘’«».")
+    return line if len(line) <= LONGEST else line[:LONGEST].rsplit(" ", 1)[0] + "…"
