@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from .config import Settings
-from .errors import Invalid, NotJSON
+from .errors import Invalid, NotFound, NotJSON
 from .readers import Finished, Reader
 from .runtime import Runtime
 from .store.base import Command
+from .store.change import Change
+from .titles import visible
 
+T = TypeVar("T")
+
+TITLE_CHARS = 200
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 ID_REASON = "expected 1 to 128 of A-Z, a-z, 0-9 and . _ : -"
 
@@ -45,14 +51,7 @@ def parse(data: bytes, settings: Settings) -> Command:
     :raises NotJSON: it is not JSON.
     :raises Invalid: it is JSON, but not such a body; `errors` names every field that is wrong.
     """
-    try:
-        body = _decode(data)
-    except msgspec.ValidationError as error:
-        place = _PLACE.match(str(error))
-        assert place is not None
-        raise _invalid([(place["field"] or "", place["reason"])]) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise NotJSON("The body is not JSON in UTF-8.") from None
+    body = _read(data, _decode)
     wrong: list[tuple[str, str]] = []
 
     def check(field: str, value: Any, *, required: bool = False) -> None:
@@ -93,6 +92,17 @@ def parse(data: bytes, settings: Settings) -> Command:
     )
 
 
+def _read(data: bytes, decode: Callable[[bytes], T]) -> T:
+    try:
+        return decode(data)
+    except msgspec.ValidationError as error:
+        place = _PLACE.match(str(error))
+        assert place is not None
+        raise _invalid([(place["field"] or "", place["reason"])]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise NotJSON("The body is not JSON in UTF-8.") from None
+
+
 def _invalid(wrong: list[tuple[str, str]]) -> Invalid:
     fields = ", ".join(field or "the body" for field, _ in wrong)
     return Invalid(f"Not valid: {fields}.", errors=[{"field": field, "reason": reason} for field, reason in wrong])
@@ -111,3 +121,54 @@ def converse(runtime: Runtime, owner: str, command: Command, sock: Any) -> tuple
     stream = runtime.readers.follow(begun.run_id, owner, None, sock)
     assert stream is not None, "a run's log has a start event"
     return begun.run_id, stream
+
+
+_decode_change = msgspec.json.Decoder(Change).decode
+
+
+def parse_change(data: bytes, runtime: Runtime) -> Change:
+    """The body of `PATCH /conversations/<id>`.
+
+    :raises NotJSON, Invalid: as `parse` does.
+    """
+    change = _read(data, _decode_change)
+    wrong: list[tuple[str, str]] = []
+    if change.title is not UNSET:
+        change.title = " ".join(visible(change.title).split())
+        if not 0 < len(change.title) <= TITLE_CHARS:
+            wrong.append(("title", f"expected 1 to {TITLE_CHARS} characters"))
+    longest = runtime.settings.max_text_chars
+    if change.system_prompt is not UNSET and change.system_prompt is not None:
+        change.system_prompt = change.system_prompt.replace("\0", "\ufffd").strip() or None
+        if change.system_prompt is not None and len(change.system_prompt) > longest:
+            wrong.append(("system_prompt", f"longer than {longest} characters"))
+    if wrong:
+        raise _invalid(wrong)
+    if change.model is not UNSET and change.model is not None:
+        change.model = runtime.models.pick(change.model, None)
+    return change
+
+
+def change(runtime: Runtime, owner: str, conversation_id: str, wanted: Change) -> dict[str, object]:
+    """Change a conversation and return it as it is then.
+
+    :raises NotFound: there is no such conversation, or it is another's.
+    """
+    if runtime.store.change(conversation_id, owner, wanted):
+        found = runtime.store.conversation(conversation_id, owner)
+        if found is not None:
+            return found
+    raise NotFound("There is no such conversation.")
+
+
+def delete(runtime: Runtime, owner: str, conversation_id: str) -> None:
+    """Stop what is being written in a conversation, then delete it with everything that belongs to it.
+
+    :raises NotFound: there is no such conversation, or it is another's.
+    """
+    running = runtime.store.running(conversation_id, owner)
+    if running is None:
+        raise NotFound("There is no such conversation.")
+    for run_id in running:
+        runtime.runs.stop(run_id, owner)
+    runtime.store.delete(conversation_id, owner)

@@ -34,6 +34,7 @@ class Runtime:
 
     def __init__(self, settings: Settings, url: str, models: Models) -> None:
         self.settings = settings
+        self.models = models
         self.pid = os.getpid()
         self.worker: Any = server.gunicorn_worker()
         if self.worker is not None:

@@ -92,10 +92,14 @@ def answer(source: Source) -> str:
     return ""
 
 
+def visible(text: str) -> str:
+    """The text without control characters and those that turn the direction of what follows."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", " ", text)
+
+
 def clean(text: str) -> str:
     """A title out of what a model wrote: one line without thoughts, quotes, marks and invisible characters."""
     text = re.sub(r"(?s)^.*</think>", "", text)
     line = next((line for line in text.splitlines() if line.strip()), "")
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", "", line)
-    line = re.sub(r"^(?:[#*\s]|title:)+", "", line, flags=re.IGNORECASE).strip(" *_\"'“”„‘’«».")
+    line = re.sub(r"^(?:[#*\s]|title:)+", "", visible(line), flags=re.IGNORECASE).strip(" *_\"'“”„‘’«».")
     return line if len(line) <= LONGEST else line[:LONGEST].rsplit(" ", 1)[0] + "…"

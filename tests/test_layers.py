@@ -17,7 +17,7 @@ ROOMS = (
     # HTTP
     "views", "state",
     # who may do what, and the use cases
-    "security", "chat",
+    "security", "chat", "export",
     # the life of a run, in one worker
     "runtime", "runs", "titles", "readers", "sweep",
     # the tick

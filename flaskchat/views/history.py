@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
+from .. import chat, export
 from ..errors import Invalid, NotFound
 from ..state import current_state
 from . import base
@@ -35,6 +36,36 @@ def conversation(conversation_id: str) -> Response:
     return base.json(found)
 
 
+def change(conversation_id: str) -> Response:
+    owner = base.owner()
+    runtime = current_state().runtime
+    return base.json(chat.change(runtime, owner, conversation_id, chat.parse_change(base.body(), runtime)))
+
+
+def delete(conversation_id: str) -> Response:
+    chat.delete(current_state().runtime, base.owner(), conversation_id)
+    return Response(status=204)
+
+
+def download(conversation_id: str) -> Response:
+    """The conversation as a file: everything as JSON, or the branch that is shown as Markdown."""
+    found = current_state().runtime.store.conversation(conversation_id, base.owner())
+    if found is None:
+        raise NotFound("There is no such conversation.")
+    kind = request.args.get("format", "json")
+    if kind not in export.KINDS:
+        raise Invalid(
+            "Not valid: format.", errors=[{"field": "format", "reason": f"expected one of {', '.join(export.KINDS)}"}]
+        )
+    ending, content_type, write = export.KINDS[kind]
+    response = Response(write(found), content_type=content_type)
+    response.headers.set("Content-Disposition", "attachment", filename=export.filename(str(found["title"]), ending))
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    return response
+
+
 def models() -> Response:
     base.owner()
     return base.json({"items": current_state().registry.items()})
@@ -43,4 +74,7 @@ def models() -> Response:
 def add(blueprint: Blueprint) -> None:
     blueprint.add_url_rule("/conversations", view_func=conversations, methods=["GET"])
     blueprint.add_url_rule("/conversations/<conversation_id>", view_func=conversation, methods=["GET"])
+    blueprint.add_url_rule("/conversations/<conversation_id>", view_func=change, methods=["PATCH"])
+    blueprint.add_url_rule("/conversations/<conversation_id>", view_func=delete, methods=["DELETE"])
+    blueprint.add_url_rule("/conversations/<conversation_id>/export", view_func=download, methods=["GET"])
     blueprint.add_url_rule("/models", view_func=models, methods=["GET"])
