@@ -102,16 +102,15 @@ class Feed:
                 return
             try:
                 events = source.read()
+                if events:
+                    self.heard, self.heard_at = True, time.monotonic()
+                    for event in events:
+                        self._accept(event)
             except ModelError as error:
                 self.decide(self.blame(error))
             except Exception:
                 logger.exception("run %s: its source failed", self.begun.run_id)
                 self.decide(self.blame(ModelError("the source raised")))
-            else:
-                if events:
-                    self.heard, self.heard_at = True, time.monotonic()
-                    for event in events:
-                        self._accept(event)
         if self._verdict is not None and not self.closing and self.terminal is None:
             self._end(self._verdict)
 

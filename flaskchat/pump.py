@@ -195,7 +195,10 @@ class Pump:
             if now >= self._next_check:
                 self._next_check = now + self._check_period
                 for check in self.checks:
-                    check(now)
+                    try:
+                        check(now)
+                    except Exception:  # must not keep the tick from committing what it gathered
+                        logger.exception("a check failed")
             self._commit(now, touched)
         except LogUnavailable as error:
             if self.unavailable_since is None:
