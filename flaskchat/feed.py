@@ -71,8 +71,8 @@ class Feed:
         )  # fmt: skip
 
     def _number(self, event: Event) -> None:
+        frame = sse.encode(self.seq + 1, event)
         self.seq += 1
-        frame = sse.encode(self.seq, event)
         self.pending.append(frame)
         self.backlog += len(frame)
 
