@@ -234,10 +234,10 @@ def load(config: Mapping[str, Any]) -> Settings:
 
 def warn_of_unknown(config: Mapping[str, Any]) -> None:
     """Log the keys that are none of ours. They are not refused: they may be meant for another version."""
-    known = {setting.name for setting in SETTINGS}
+    known = [setting.name.removeprefix(PREFIX) for setting in SETTINGS]
     for key in config:
-        if not isinstance(key, str) or not key.startswith(PREFIX) or key in known:
+        if not isinstance(key, str) or not key.startswith(PREFIX) or key.removeprefix(PREFIX) in known:
             continue
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        hint = f"; did you mean {near[0]}?" if near else "; `flask chat settings` lists those that are"
+        near = difflib.get_close_matches(key.removeprefix(PREFIX), known, n=1, cutoff=0.75)
+        hint = f"; did you mean {PREFIX}{near[0]}?" if near else "; `flask chat settings` lists those that are"
         logger.warning("%s is no setting of this version and does nothing%s", key, hint)

@@ -185,7 +185,6 @@ def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
         ({"PORT": "70000"}, "PORT='70000'"),
         ({"HOST": "not an address"}, "HOST='not an address'"),
         ({"FLASKCHAT_HEARTBEAT": "often"}, "FLASKCHAT_HEARTBEAT='often'"),
-        ({"FLASKCHAT_TYPO": "1"}, "FLASKCHAT_TYPO"),
     ],
 )
 def test_a_wrong_setting_is_told_before_gunicorn_starts(tmp_path: Path, environ: dict[str, str], words: str) -> None:

@@ -53,8 +53,6 @@ def test_settings_are_taken_unchanged(wsgi: ModuleType, environ: dict[str, str])
 def test_a_wrong_setting_is_named(wsgi: ModuleType, environ: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="FLASKCHAT_HEARTBEAT='often'"):
         wsgi.create_app({**environ, "FLASKCHAT_HEARTBEAT": "often"})
-    with pytest.raises(ConfigurationError, match="FLASKCHAT_HARTBEAT"):
-        wsgi.create_app({**environ, "FLASKCHAT_HARTBEAT": "7"})
     with pytest.raises(ConfigurationError, match="FLASKCHAT_TRUSTED_PROXIES='yes'"):
         wsgi.create_app({**environ, "FLASKCHAT_TRUSTED_PROXIES": "yes"})
 
