@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from blinker import NamedSignal
 from flask import Flask
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from . import cli, config, server, signals, tasks
 from .errors import ConfigurationError
@@ -23,6 +28,9 @@ from .views import make_blueprint, page
 logger = logging.getLogger("flaskchat")
 
 F = TypeVar("F", bound=Function)
+
+HANDLER_PATIENCE = 2.0
+"""Seconds that handlers of signals have left when the chat is closed."""
 
 
 class FlaskChat:
@@ -63,19 +71,32 @@ class FlaskChat:
         worker = server.gunicorn_worker()
         if worker is not None:
             server.refuse_sync(worker)
-        if self._url_prefix is not None:
-            app.config["FLASKCHAT_URL_PREFIX"] = self._url_prefix
-        settings = config.load(app.config)
+        given = {} if self._url_prefix is None else {"FLASKCHAT_URL_PREFIX": self._url_prefix}
+        settings = config.load({**app.config, **given})
+        config.warn_of_unknown(app.config)
         registry = Registry(settings, self._models, context=app.app_context)
         url = settings.database_url or f"sqlite:///{Path(app.instance_path) / 'flaskchat.sqlite3'}"
+        try:
+            make_url(url)
+        except (ArgumentError, ValueError):
+            shown = config.without_passwords(repr(url))
+            raise ConfigurationError(
+                f"FLASKCHAT_DATABASE_URL={shown}: expected an SQLAlchemy URL such as 'sqlite:////var/lib/chat.sqlite3'"
+            ) from None
+
+        herald = Herald(app)
 
         def open_runtime() -> Runtime:
             registry.default()  # complains here, where all models are registered, and not with the first message
             runtime = Runtime(settings, url, registry)
-            runtime.pump.on_ended = lambda feed: _tell(app, signals.run_ended, feed)
-            runtime.runs.on_started = lambda feed: _tell(app, signals.run_started, feed)
+            runtime.pump.on_ended = lambda feed: herald.tell(signals.run_ended, feed)
+            runtime.runs.on_started = lambda feed: herald.tell(signals.run_started, feed)
+            atexit.register(herald.close)  # runs after the runtime's own, which is registered later
             return runtime
 
+        app.register_blueprint(make_blueprint(settings.url_prefix))
+        app.jinja_env.globals.setdefault("flaskchat", page.widget)
+        cli.add(app.cli)
         app.extensions[KEY] = State(
             app=app,
             settings=settings,
@@ -83,21 +104,23 @@ class FlaskChat:
             identity=Identity(app, self._identity, required=settings.identity_required),
             lazy=Lazy(open_runtime),
             database_url=url,
+            on_close=herald.close,
         )
-        app.register_blueprint(make_blueprint(settings.url_prefix))
-        app.jinja_env.globals.setdefault("flaskchat", page.widget)
-        app.cli.add_command(cli.chat)
 
     def model(self, name: str) -> Callable[[F], F]:
         """Register a model: a callable that takes a `Request` and returns an iterable of strings, such as a generator.
 
         :param name: by which it is asked for; letters, digits and . _ -
-        :raises ConfigurationError: the name is taken or not a name.
+        :raises ConfigurationError: the name is taken or not a name; the function is asynchronous.
         """
+        Registry.check_name(name)  # here, so that `@chat.model` without a name is told at once
 
         def register(function: F) -> F:
-            Registry.check_name(name)
-            if self._models.get(name, function) is not function:
+            if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+                raise ConfigurationError(f"the model {name!r} is asynchronous: expected a plain generator of strings")
+            before = self._models.get(name, function)
+            # An application factory that is called again defines the same function again; that is no second model.
+            if before is not function and getattr(before, "__code__", 0) is not getattr(function, "__code__", 1):
                 raise ConfigurationError(f"the model {name!r} is registered already")
             self._models[name] = function
             return function
@@ -105,25 +128,42 @@ class FlaskChat:
         return register
 
 
-def _tell(app: Flask, signal: NamedSignal, feed: Feed) -> None:
-    """Send a signal about a run, if anybody listens, in a task of its own: a handler may wait."""
-    if not signal.receivers:
-        return
-    begun, terminal = feed.begun, feed.terminal
-    fields: dict[str, Any] = {
-        "run_id": begun.run_id,
-        "conversation_id": begun.conversation_id,
-        "owner": begun.owner,
-        "model": begun.model,
-    }
-    if terminal is not None:
-        fields |= {"state": terminal.event, "usage": getattr(terminal, "usage", None)}
+class Herald:
+    """Sends the signals about runs, each in a task of its own: a handler may wait, and the tick must not."""
 
-    def send() -> None:
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._telling: set[tasks.Task] = set()
+
+    def tell(self, signal: NamedSignal, feed: Feed) -> None:
+        """Send a signal about a run, if anybody listens."""
+        if not signal.has_receivers_for(self._app):
+            return
+        begun, terminal = feed.begun, feed.terminal
+        fields: dict[str, Any] = {
+            "run_id": begun.run_id,
+            "conversation_id": begun.conversation_id,
+            "owner": begun.owner,
+            "model": begun.model,
+        }
+        if terminal is not None:
+            fields |= {"state": terminal.event, "usage": getattr(terminal, "usage", None)}
+        for task in tuple(self._telling):
+            if not task.is_alive():
+                self._telling.discard(task)
+        self._telling.add(tasks.spawn(self._send, signal, fields, name="flaskchat-signal"))
+
+    def _send(self, signal: NamedSignal, fields: dict[str, Any]) -> None:
         try:
-            with app.app_context():
-                signal.send(app, **fields)
+            with self._app.app_context():
+                signal.send(self._app, **fields)
         except Exception:
             logger.exception("a handler of the signal %s failed", signal.name)
 
-    tasks.spawn(send, name="flaskchat-signal")
+    def close(self) -> None:
+        """Let the handlers finish: what ended with the worker is told like everything else."""
+        atexit.unregister(self.close)
+        by = time.monotonic() + HANDLER_PATIENCE
+        for task in tuple(self._telling):
+            task.join(max(0.0, by - time.monotonic()))
+            self._telling.discard(task)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from flask import Flask, current_app
 
@@ -21,7 +22,9 @@ class State:
     registry: Registry
     identity: Identity
     lazy: Lazy
-    database_url: str
+    database_url: str = field(repr=False)
+    """May hold a password."""
+    on_close: Callable[[], None]
 
     @property
     def runtime(self) -> Runtime:
@@ -35,6 +38,7 @@ class State:
     def close(self) -> None:
         """Finish or end this process's runs and close what it opened."""
         self.lazy.close()
+        self.on_close()
 
 
 def current_state() -> State:
