@@ -8,19 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flask import Flask, Request
-from itsdangerous import BadSignature, URLSafeSerializer
+from itsdangerous import BadData, URLSafeTimedSerializer
 
 from .errors import ConfigurationError, CrossOrigin, Unauthorized
 
 COOKIE = "flaskchat_owner"
 COOKIE_AGE = 400 * 24 * 3600
 """Seconds; the longest that browsers keep one (RFC 6265bis, section 5.6)."""
+COOKIE_FRESH = 30 * 24 * 3600
+"""Seconds after which it is signed anew, with the newest key and for another COOKIE_AGE."""
 KEY_FILE = "flaskchat.key"
+LONGEST_OWNER = 250
+"""Characters of an owner; what the tables hold is 255."""
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -37,7 +42,7 @@ PAGE_HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-cache",
+    "Cache-Control": "private, no-cache",
 }
 
 
@@ -52,8 +57,10 @@ def check_origin(request: Request) -> None:
             raise CrossOrigin("Only this site's own pages may ask for this.")
         return
     origin = request.headers.get("Origin")
-    if origin is not None and origin.partition("://")[2] != request.host:
-        raise CrossOrigin("Only this site's own pages may ask for this.")
+    if origin is not None:
+        host = origin.partition("://")[2]  # empty for "null", which is whoever hides where it comes from
+        if not host or host != request.host:
+            raise CrossOrigin("Only this site's own pages may ask for this.")
 
 
 class Identity:
@@ -66,27 +73,26 @@ class Identity:
         self._app = app
         self._callback = callback
         self._required = required
-        self._key: str | None = None
+        self._key: bytes | None = None
 
     def resolve(self, request: Request) -> tuple[str, str | None]:
-        """:returns: the owner, and the cookie to be set where it is new.
+        """:returns: the owner, and the cookie to be set where it is new or has grown old.
         :raises Unauthorized: nobody is signed in, and somebody must be.
+        :raises ConfigurationError: the callable returned what identifies nobody; no key can be kept.
         """
         if self._callback is not None:
-            user = self._callback()
-            if user is None:
-                raise Unauthorized("Sign in to use the chat.")
-            return f"user:{user}", None
+            return _owner(self._callback()), None
         user = self._flask_login()
         if user is not None:
-            return f"user:{user}", None
+            return _owner(user), None
         if self._required:
             raise Unauthorized("Sign in to use the chat.")
-        serializer = URLSafeSerializer(self._keys(), salt="flaskchat.owner")
-        with contextlib.suppress(BadSignature):
-            value = serializer.loads(request.cookies.get(COOKIE, ""))
+        serializer = URLSafeTimedSerializer(self._keys(), salt="flaskchat.owner")
+        with contextlib.suppress(BadData):
+            value, signed = serializer.loads(request.cookies.get(COOKIE, ""), max_age=COOKIE_AGE, return_timestamp=True)
             if isinstance(value, str):
-                return f"anon:{value}", None
+                stale = time.time() - signed.timestamp() > COOKIE_FRESH
+                return f"anon:{value}", str(serializer.dumps(value)) if stale else None
         value = secrets.token_urlsafe(16)
         return f"anon:{value}", str(serializer.dumps(value))
 
@@ -106,7 +112,30 @@ class Identity:
         return [self._key]
 
 
-def _kept_key(path: Path) -> str:
+def _owner(user: object) -> str:
+    """The owner that a user's id stands for.
+
+    `None`, `False` and an empty text are nobody: `lambda: session.get("user", "")` must not make one owner of all
+    visitors. An object without a text of its own would be one by its address in memory, another one's tomorrow.
+
+    :raises Unauthorized: it is nobody.
+    :raises ConfigurationError: it is no id.
+    """
+    if user is None or user is False or user == "":
+        raise Unauthorized("Sign in to use the chat.")
+    kind = user.__class__  # of what a proxy such as `current_user` stands for
+    if user is True or not (issubclass(kind, str | int) or kind.__str__ is not object.__str__):
+        raise ConfigurationError(
+            f"the identity callable returned {kind.__name__}: expected the user's id, as text or a whole number, "
+            "or None for nobody"
+        )
+    owner = f"user:{user}"
+    if len(owner) > LONGEST_OWNER:
+        raise ConfigurationError(f"the user's id has {len(owner) - 5} characters: expected at most 245")
+    return owner
+
+
+def _kept_key(path: Path) -> bytes:
     """Several workers may come here at once: the first to link its file wins, and all read that one."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,6 +147,9 @@ def _kept_key(path: Path) -> str:
             with contextlib.suppress(FileExistsError):
                 os.link(draft, path)
             draft.unlink()
-        return path.read_text()
+        key = path.read_bytes().strip()
     except OSError as error:
         raise ConfigurationError(f"SECRET_KEY is not set, and none can be kept in {str(path)!r}: {error}") from error
+    if len(key) < 32:  # with an empty key anybody could sign
+        raise ConfigurationError(f"{str(path)!r} holds no key: delete it, and one is made, or set SECRET_KEY")
+    return key

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app, g, make_response, render_template, request, url_for
+import re
+from typing import Any
+
+from flask import Blueprint, current_app, make_response, render_template, url_for
 from markupsafe import Markup
 
+from ..errors import Unauthorized
 from ..security import PAGE_HEADERS
-from ..state import current_state
+from . import base
+
+ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
 
 
 def asset(name: str) -> str:
@@ -22,17 +28,27 @@ def endpoint() -> str:
 def widget(**attributes: object) -> Markup:
     """`{{ flaskchat() }}`: the `<flask-chat>` element with its script.
 
-    :param attributes: of the element, such as `model="parrot"`; underscores become hyphens.
+    :param attributes: of the element, such as `model="parrot"`; underscores become hyphens. True stands for an
+        attribute without a value, False and None for none.
+    :raises ValueError: a name cannot be an attribute's.
     """
-    named = {name.replace("_", "-"): value for name, value in attributes.items()}
+    named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+    for name in named:
+        if not ATTRIBUTE.match(name) or name == "endpoint":
+            raise ValueError(f"flaskchat(): {name!r} cannot be given as an attribute")
     template = current_app.jinja_env.get_template("flaskchat/widget.html")
     return Markup(template.render(endpoint=endpoint(), attributes=named, asset=asset))  # noqa: S704
 
 
-def show(conversation_id: str | None = None) -> Response:
-    # Refuses who must sign in first. A new visitor gets the cookie here: the requests that the page then makes at once
-    # would each be given another one.
-    g.flaskchat_owner, g.flaskchat_cookie = current_state().identity.resolve(request)
+def show(conversation_id: str | None = None) -> Any:
+    # A new visitor gets the cookie here: the requests that the page then makes at once would each be given another one.
+    try:
+        base.identify()
+    except Unauthorized:
+        login = getattr(current_app, "login_manager", None)
+        if login is None or not login.login_view:
+            raise
+        return login.unauthorized()  # the host's own way to sign in, and back to here
     html = render_template(
         "flaskchat/page.html", title="Chat", endpoint=endpoint(), conversation_id=conversation_id, asset=asset
     )
