@@ -4,7 +4,7 @@
     ├── ConfigurationError          a setting or the server's set-up is wrong; raised at start
     ├── RequestError                the request cannot be served; becomes problem+json (RFC 9457)
     │   ├── BadRequest  NotFound  BodyTooLarge  NotJSON  Invalid  Conflict  CrossOrigin  Unauthorized
-    │   └── Unavailable             503 with Retry-After: full, draining, store_unavailable
+    │   └── Unavailable  NotReady   503 with Retry-After: full, draining, store_unavailable; not_ready
     └── ModelError                  the model failed; becomes the run's `error` event
         ├── ModelUnreachable  ModelRefused  ModelBusy  ModelTimeout
         ├── ModelClosedEarly  ModelProtocolError  ModelFailed
@@ -53,7 +53,7 @@ class RequestError(FlaskChatError):
         code: str | None = None,
         errors: list[dict[str, str]] | None = None,
         retry_after: float | None = None,
-        **extra: str,
+        **extra: object,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -129,6 +129,12 @@ class Unavailable(RequestError):
     status = 503
     title = "Not now"
     retryable = True
+
+
+class NotReady(Unavailable):
+    """`wrong` says what is not: store, log, draining or full, each with a sentence."""
+
+    code = "not_ready"
 
 
 class ModelError(FlaskChatError):

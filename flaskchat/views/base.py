@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response, current_app, g, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from flask import Blueprint, Response, current_app, got_request_exception, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge, default_exceptions
 
 from ..errors import BodyTooLarge, NotJSON, RequestError
 from ..security import COOKIE, COOKIE_AGE, check_origin
@@ -16,10 +16,14 @@ from ..state import current_state
 
 logger = logging.getLogger("flaskchat")
 
+BLUEPRINT = "flaskchat"
+OWNER, FRESH_COOKIE = "flaskchat.owner", "flaskchat.cookie"
+"""Keys of the WSGI environment. Not `flask.g`: where a test holds an application context, its requests share that."""
+
 
 def make(url_prefix: str) -> Blueprint:
     blueprint = Blueprint(
-        "flaskchat",
+        BLUEPRINT,
         "flaskchat",
         url_prefix=url_prefix or None,
         template_folder="templates",
@@ -28,9 +32,51 @@ def make(url_prefix: str) -> Blueprint:
     )
     blueprint.register_error_handler(RequestError, problem)
     blueprint.register_error_handler(HTTPException, http_problem)
+    for status in default_exceptions:  # each by itself, else a host's page for 404 would come before ours
+        blueprint.register_error_handler(status, http_problem)
     blueprint.register_error_handler(Exception, unexpected)
+    blueprint.before_app_request(unrouted)
+    blueprint.url_value_preprocessor(exempt_from_csrf)
     blueprint.after_request(remember)
     return blueprint
+
+
+def unrouted() -> Any:
+    """No route of ours fits, so no blueprint's error handler is asked either: a wrong method, an unknown path below us.
+
+    What is not below our prefix, or fits a route of the host's, is left to the host.
+    """
+    error = request.routing_exception
+    if error is None or error.code is None or error.code < 400:
+        return None
+    if isinstance(error, MethodNotAllowed):
+        if not any(_ours(method) for method in error.valid_methods or ()):
+            return None
+    else:
+        prefix = current_state().settings.url_prefix
+        if not prefix or not request.path.startswith(prefix + "/"):
+            return None
+    return http_problem(error)
+
+
+def _ours(method: str) -> bool:
+    """Whether the path would be a route of ours, asked with another method."""
+    adapter = current_app.create_url_adapter(request)
+    try:
+        return adapter is not None and adapter.match(method=method)[0].startswith(BLUEPRINT + ".")
+    except HTTPException:
+        return False
+
+
+def exempt_from_csrf(endpoint: str | None, values: dict[str, Any] | None) -> None:
+    """Spare our routes Flask-WTF's CSRFProtect, where the host has it: `check_origin` refuses every other site's
+    requests, and ours are JSON, without a form's token.
+
+    Here, because these functions run before those of `before_request`, whatever the order of set-up was.
+    """
+    csrf = current_app.extensions.get("csrf")
+    if csrf is not None and hasattr(csrf, "exempt"):
+        csrf.exempt(current_app.blueprints[BLUEPRINT])
 
 
 def json(body: object, status: int = 200, content_type: str = "application/json") -> Response:
@@ -51,40 +97,28 @@ def http_problem(error: HTTPException) -> Any:
     """Flask's own refusals (405 and the like) in the shape of ours."""
     if error.code is None or error.response is not None or error.code < 400:
         return error
-    name = (error.name or "error").lower().replace(" ", "_")
-    response = json(
-        {
-            "type": "about:blank",
-            "title": error.name,
-            "status": error.code,
-            "detail": error.description,
-            "code": name,
-        },
-        error.code,
-        "application/problem+json",
-    )
+    name = "body_too_large" if error.code == 413 else (error.name or "error").lower().replace(" ", "_")
+    response = document(error.code, error.name, error.description or error.name, name)
     for key, value in error.get_headers():
         if key.lower() not in ("content-type", "content-length"):
             response.headers[key] = value
     return response
 
 
+def document(status: int, title: str, detail: str, code: str) -> Response:
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
+    return json(body, status, "application/problem+json")
+
+
 def unexpected(error: Exception) -> Response:
     """A fault of ours: its stack for the operator, one sentence for the user."""
-    if current_app.testing or current_app.debug or current_app.config.get("PROPAGATE_EXCEPTIONS"):
+    propagate = current_app.config["PROPAGATE_EXCEPTIONS"]
+    if propagate or (propagate is None and (current_app.testing or current_app.debug)):
         raise error
+    # As Flask does for the faults that it handles itself: error trackers listen to it.
+    got_request_exception.send(current_app._get_current_object(), exception=error)  # type: ignore[attr-defined]
     logger.exception("%s %s failed", request.method, request.path)
-    return json(
-        {
-            "type": "about:blank",
-            "title": "Internal error",
-            "status": 500,
-            "detail": "Something went wrong here. It has been logged.",
-            "code": "internal_error",
-        },
-        500,
-        "application/problem+json",
-    )
+    return document(500, "Internal error", "Something went wrong here. It has been logged.", "internal_error")
 
 
 def owner() -> str:
@@ -92,19 +126,28 @@ def owner() -> str:
 
     :raises CrossOrigin, Unauthorized:
     """
-    if "flaskchat_owner" not in g:
+    if OWNER not in request.environ:
         check_origin(request)
-        g.flaskchat_owner, g.flaskchat_cookie = current_state().identity.resolve(request)
-    found: str = g.flaskchat_owner
+        identify()
+    found: str = request.environ[OWNER]
     return found
+
+
+def identify() -> None:
+    """Resolve the owner without a look at where the request comes from: for pages, to which any site may link.
+
+    :raises Unauthorized:
+    """
+    request.environ[OWNER], request.environ[FRESH_COOKIE] = current_state().identity.resolve(request)
 
 
 def remember(response: Response) -> Response:
     """Give a visitor who is new the cookie that makes the conversations theirs."""
-    cookie = g.get("flaskchat_cookie")
+    cookie = request.environ.get(FRESH_COOKIE)
     if cookie is not None:
         response.set_cookie(
-            COOKIE, cookie, max_age=COOKIE_AGE, path=request.root_path or "/", secure=request.is_secure,
+            COOKIE, cookie, max_age=COOKIE_AGE, path=request.root_path or "/",
+            secure=request.is_secure or bool(current_app.config["SESSION_COOKIE_SECURE"]),
             httponly=True, samesite="Lax",
         )  # fmt: skip
     return response

@@ -33,15 +33,16 @@ def converse() -> Response:
 
 def follow(run_id: str) -> Response:
     owner = base.owner()
-    last_event_id = request.headers.get("Last-Event-ID", request.args.get("last_event_id"))
+    last_event_id = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
     frames = current_state().runtime.readers.follow(run_id, owner, last_event_id, base.client_socket())
     if frames is None:
-        return Response(status=204)
+        return Response(status=204, headers={"Cache-Control": "no-store"})
     return stream(run_id, frames)
 
 
 def stop(run_id: str) -> Response:
-    run = current_state().runtime.runs.stop(run_id, base.owner())
+    owner = base.owner()
+    run = current_state().runtime.runs.stop(run_id, owner)
     return base.json({"run_id": run.run_id, "state": run.state, "upstream_closed_ms": run.upstream_closed_ms})
 
 

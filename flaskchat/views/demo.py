@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Blueprint, Response, request, stream_with_context
+from flask import Blueprint, Response, request
 
 from .. import tasks
 from ..runtime import Runtime
@@ -64,8 +64,8 @@ def sse() -> Response:
     with contextlib.suppress(ValueError):
         last = int(request.headers.get("Last-Event-ID", "0"))
     if last >= len(MESSAGES):
-        return Response(status=204)
-    response = Response(stream_with_context(messages(runtime, base.client_socket(), max(0, last))))
+        return Response(status=204, headers={"Cache-Control": "no-store"})
+    response = Response(messages(runtime, base.client_socket(), max(0, last)))
     response.headers.extend(STREAM_HEADERS)
     response.headers["Content-Type"] = STREAM_HEADERS["Content-Type"]
     return response

@@ -15,8 +15,9 @@ PAGE_MOST = 100
 
 def conversations() -> Response:
     owner = base.owner()
-    limit_text = request.args.get("limit", str(PAGE))
-    if not (limit_text.isascii() and limit_text.isdigit() and 1 <= int(limit_text[:9]) <= PAGE_MOST):
+    text = request.args.get("limit", str(PAGE))
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
+    if not 1 <= limit <= PAGE_MOST:
         raise Invalid(
             "Not valid: limit.", errors=[{"field": "limit", "reason": f"expected a whole number from 1 to {PAGE_MOST}"}]
         )
@@ -24,7 +25,7 @@ def conversations() -> Response:
         owner,
         query=request.args.get("q", "")[:200],
         cursor=request.args.get("cursor") or None,
-        limit=int(limit_text),
+        limit=limit,
     )
     return base.json(page)
 

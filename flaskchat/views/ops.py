@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import sqlalchemy as sa
 from flask import Blueprint, Response
 
-from ..errors import Unavailable
+from ..errors import FlaskChatError, NotReady, Unavailable
 from ..state import current_state
 from . import base
+
+logger = logging.getLogger("flaskchat")
 
 
 def healthz() -> Response:
@@ -15,9 +19,12 @@ def healthz() -> Response:
 
 
 def readyz() -> Response:
-    state = current_state()
-    runtime = state.runtime
     wrong: dict[str, str] = {}
+    try:
+        runtime = current_state().runtime
+    except FlaskChatError:
+        logger.exception("the chat cannot be opened")
+        return _not_ready({"store": "The chat could not be opened; the server's log says why."})
     try:
         runtime.database.read(lambda c: c.execute(sa.text("SELECT 1 FROM flaskchat_runs LIMIT 1")).all())
     except Unavailable as error:
@@ -27,18 +34,22 @@ def readyz() -> Response:
     except Unavailable as error:
         name = {"log_unavailable": "log"}.get(error.problem_code, error.problem_code)
         wrong[name] = error.detail
+    if wrong:
+        return _not_ready(wrong)
     module = runtime.database.module
     return base.json(
         {
-            "status": "not ready" if wrong else "ready",
-            "wrong": wrong,
+            "status": "ready",
             "streams": len(runtime.readers),
             "capacity": runtime.readers.capacity,
             "runs": len(runtime.pump.feeds),
             "sqlite": f"{module.sqlite_version} ({module.__name__})",
-        },
-        503 if wrong else 200,
+        }
     )
+
+
+def _not_ready(wrong: dict[str, str]) -> Response:
+    return base.problem(NotReady(" ".join(wrong.values()), retry_after=2, wrong=wrong))
 
 
 def add(blueprint: Blueprint) -> None:
