@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flask import Flask
+from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flaskchat import FlaskChat
 from flaskchat.config import load
 from flaskchat.errors import ConfigurationError
 from flaskchat.providers.registry import Registry, discover
+from flaskchat.views.base import http_problem
 
 ROOT = Path(__file__).resolve().parent
 OWN = frozenset({"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES"})
@@ -103,6 +105,7 @@ def create_app(environ: MutableMapping[str, str] = os.environ) -> Flask:
     if count := int(proxies):
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=count)  # type: ignore[method-assign]
     FlaskChat(app)
+    app.register_error_handler(HTTPException, http_problem)  # nobody else's paths are here, so all errors look alike
     return app
 
 
