@@ -1,5 +1,5 @@
 // Bundles the page into the folder given as the first argument (default: ../static, beside the package's templates).
-// One module with its styles inside, page.css and the icon for the page around it, and the licences of the bundle's parts.
+// A module with its styles inside and the parts that it loads later, page.css and the icon for the page around it, and the licences of the bundle's parts.
 
 import { copyFile, mkdir, readFile, readdir, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
@@ -55,6 +55,10 @@ const result = await build({
   entryPoints: [join(here, "src", "flaskchat.ts")],
   outdir: out,
   bundle: true,
+  // What is not needed at first load is imported when it is: those parts, and what they share with the entry, are files
+  // of their own, named after what they hold.
+  splitting: true,
+  chunkNames: "part-[hash]",
   format: "esm",
   target: ["chrome111", "firefox115", "safari16.4"],
   minify: true,
@@ -78,7 +82,7 @@ async function licenses(inputs) {
     const found = /.*node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input);
     if (found) names.add(found[1]);
   }
-  const parts = ["flaskchat.js contains the following packages. flaskchat itself is under the BSD-3-Clause licence."];
+  const parts = ["flaskchat.js and its parts contain the following packages. flaskchat itself is under the BSD-3-Clause licence."];
   for (const name of [...names].sort()) {
     const folder = join(here, "node_modules", name);
     const { version, license } = JSON.parse(await readFile(join(folder, "package.json"), "utf8"));
