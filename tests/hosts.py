@@ -1,0 +1,49 @@
+"""Host projects for tests within this process: a Flask application with a folder of its own and a chat."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from flaskchat import FlaskChat, Request
+
+
+def parrot(request: Request) -> Iterator[str]:
+    for word in request.text.split():
+        yield word + " "
+
+
+class Gate:
+    """A model that says one word and goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def __call__(self, request: Request) -> Iterator[str]:
+        yield "Well "
+        self.opened.wait(10)
+        yield "then."
+
+
+def bare(folder: Path, name: str = "host", **config: Any) -> Flask:
+    """A Flask application without a chat; its instance folder is below `folder`."""
+    app = Flask(name, root_path=str(folder), instance_path=str(folder / "instance"))
+    app.config.update({"SECRET_KEY": "key", "TESTING": True, **config})
+    return app
+
+
+def host(folder: Path, *, url_prefix: str | None = None, identity: Any = None, **config: Any) -> Flask:
+    """A host with a chat whose default model is a parrot."""
+    app = bare(folder, **config)
+    chat = FlaskChat(app, url_prefix=url_prefix, identity=identity)
+    chat.model("parrot")(parrot)
+    return app
+
+
+def send(text: str = "hello you", client_id: str = "first", **more: Any) -> dict[str, Any]:
+    """The body of a `POST /conversation`."""
+    return {"message": {"id": client_id, "text": text}, **more}

@@ -1,0 +1,531 @@
+"""The extension in a host's project: three lines, and nothing of the host's is in its way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Blueprint, Flask, Response, abort, got_request_exception, render_template_string, request
+from flask_wtf.csrf import CSRFProtect
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.test import Client
+
+from flaskchat import ConfigurationError, FlaskChat, Request
+from flaskchat.testing import ChatClient
+from tests.conftest import ROOT
+from tests.hosts import Gate, bare, host, parrot, send
+
+# -- set-up ------------------------------------------------------------------------------------------------------------
+
+
+def test_three_lines_give_a_project_a_chat(tmp_path: Path) -> None:
+    app = Flask("project", instance_path=str(tmp_path))
+    chat = FlaskChat(app)
+
+    @chat.model("parrot")
+    def parrot(request: Request) -> Iterator[str]:
+        for word in request.text.split():
+            yield word + " "
+
+    with ChatClient(app) as client:
+        reply = client.ask("hello you")
+        assert (reply.text, reply.state) == ("hello you ", "done")
+        page = client.client.get("/chat/")
+        assert page.status_code == 200
+        assert b"<flask-chat" in page.data
+
+
+def test_an_application_factory_may_be_called_again(tmp_path: Path) -> None:
+    chat = FlaskChat()
+
+    def create_app(folder: Path) -> Flask:
+        app = bare(folder)
+        chat.init_app(app)
+
+        @chat.model("parrot")
+        def parrot(request: Request) -> Iterator[str]:
+            yield request.text
+
+        return app
+
+    for name in ("a", "b"):
+        with ChatClient(create_app(tmp_path / name)) as client:
+            assert client.ask("hi").text == "hi"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_model_may_be_registered_before_init_app_and_after(tmp_path: Path, before: bool) -> None:
+    app, chat = bare(tmp_path), FlaskChat()
+    if not before:
+        chat.init_app(app)
+    chat.model("parrot")(parrot)
+    if before:
+        chat.init_app(app)
+    with ChatClient(app) as client:
+        assert client.ask("a b").text == "a b "
+        chat.model("later")(lambda request: ["late"])
+        assert client.ask("x", model="later").text == "late"
+
+
+def test_a_second_init_app_says_what_to_do(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"has a FlaskChat already.*DispatcherMiddleware|.*dispatcher"):
+        FlaskChat(app)
+
+
+def test_an_init_app_that_failed_can_be_repeated(tmp_path: Path) -> None:
+    app = bare(tmp_path, FLASKCHAT_HEARTBEAT="often")
+    with pytest.raises(ConfigurationError, match="FLASKCHAT_HEARTBEAT='often'"):
+        FlaskChat(app)
+    assert "flaskchat" not in app.extensions
+    app.config["FLASKCHAT_HEARTBEAT"] = 5
+    FlaskChat(app)
+    assert app.extensions["flaskchat"].settings.heartbeat == 5.0
+
+
+def test_an_unknown_key_is_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "flaskchat"):
+        host(tmp_path, FLASKCHAT_MESSAGES_PER_MINUTE=5)
+    assert len(caplog.messages) == 1
+    assert "FLASKCHAT_MESSAGES_PER_MINUTE" in caplog.text
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite//x", "postgresql://u:hunter2@h:port/d"])
+def test_a_database_url_that_is_none_is_told_at_the_start_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match="FLASKCHAT_DATABASE_URL=") as caught:
+        host(tmp_path, FLASKCHAT_DATABASE_URL=url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_model_needs_a_name_a_name_of_its_own_and_a_plain_generator() -> None:
+    chat = FlaskChat()
+    with pytest.raises(ConfigurationError, match="expected letters"):
+        chat.model(parrot)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="expected letters"):
+        chat.model("a b")
+    chat.model("parrot")(parrot)
+    assert chat.model("parrot")(parrot) is parrot
+    with pytest.raises(ConfigurationError, match="'parrot' is registered already"):
+        chat.model("parrot")(lambda request: [])
+
+    async def coroutine(request: Request) -> list[str]:
+        return []
+
+    async def generator(request: Request) -> Any:
+        yield ""
+
+    for function in (coroutine, generator):
+        with pytest.raises(ConfigurationError, match="asynchronous"):
+            chat.model("other")(function)  # type: ignore[arg-type]
+
+
+def test_nothing_is_opened_by_an_import_or_by_init_app(tmp_path: Path) -> None:
+    code = """
+import sys, threading
+import flask, sqlalchemy, jinja2, ssl, certifi, alembic, gunicorn  # what others do when they are imported is theirs
+seen = []
+def audit(event, args):
+    if event == "open" and isinstance(args[0], str) and args[0].endswith((".py", ".pyc")):
+        return
+    if event in ("open", "os.mkdir", "sqlite3.connect", "socket.__new__", "socket.connect", "socket.bind",
+                 "_thread.start_new_thread", "subprocess.Popen", "os.fork", "ssl.SSLContext"):
+        seen.append((event, args))
+import flaskchat  # once, so that what its packages read (metadata and the like) is over
+for name in [name for name in sys.modules if name.split(".")[0] == "flaskchat"]:
+    del sys.modules[name]
+sys.addaudithook(audit)
+import flaskchat, flaskchat.testing
+app = flask.Flask("x", instance_path=sys.argv[1])
+app.config.update(FLASKCHAT_MODEL="openai:x", FLASKCHAT_OPENAI_API_KEY="k", FLASKCHAT_MODELS="anthropic:y")
+chat = flaskchat.FlaskChat(app)
+chat.model("parrot")(lambda request: [])
+assert threading.active_count() == 1
+assert seen == [], seen
+"""
+    folder = tmp_path / "instance"
+    result = subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-c", code, str(folder)],
+        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert not folder.exists()
+
+
+def test_state_is_on_the_application_and_shows_no_password(tmp_path: Path) -> None:
+    url = "sqlite:////tmp/x?password=hunter2"
+    app = host(tmp_path, FLASKCHAT_DATABASE_URL=url, FLASKCHAT_OPENAI_API_KEY="sk-secret")
+    assert "hunter2" not in repr(app.extensions["flaskchat"])
+    assert "sk-secret" not in repr(app.extensions["flaskchat"])
+
+
+# -- two applications --------------------------------------------------------------------------------------------------
+
+
+def test_two_applications_in_one_process_share_nothing(tmp_path: Path) -> None:
+    first, second = host(tmp_path / "1"), bare(tmp_path / "2")
+    FlaskChat(second).model("other")(lambda request: ["other"])
+    with ChatClient(first) as one, ChatClient(second) as two:
+        reply = one.ask("hello")
+        assert two.ask("hello").text == "other"
+        cookie = one.client.get_cookie("flaskchat_owner")
+        assert cookie is not None
+        two.client.set_cookie("flaskchat_owner", cookie.value)  # the same key signed it, and still
+        assert two.client.get(f"/chat/conversations/{reply.conversation_id}").status_code == 404
+        assert two.client.get(f"/chat/runs/{reply.run_id}/events").status_code == 404
+        assert [item["id"] for item in two.client.get("/chat/models").json["items"]] == ["other"]
+        assert [item["id"] for item in one.client.get("/chat/models").json["items"]] == ["parrot"]
+        one_file = Path(first.instance_path, "flaskchat.sqlite3")
+        assert one_file.exists()
+        assert Path(second.instance_path, "flaskchat.sqlite3").exists()
+        state = first.extensions["flaskchat"]
+    assert state.lazy is not second.extensions["flaskchat"].lazy
+
+
+def test_two_applications_beside_each_other_under_a_dispatcher(tmp_path: Path) -> None:
+    outer, inner = host(tmp_path / "1"), host(tmp_path / "2", url_prefix="")
+    client = Client(DispatcherMiddleware(outer, {"/inner": inner}))
+    try:
+        page = client.get("/inner/")
+        assert b'endpoint="/inner"' in page.data
+        assert "; Path=/inner" in page.headers["Set-Cookie"]
+        assert b'endpoint="/chat"' in client.get("/chat/").data
+        assert client.get("/inner/models").json["items"][0]["id"] == "parrot"
+    finally:
+        inner.extensions["flaskchat"].close()
+        outer.extensions["flaskchat"].close()
+
+
+# -- where it is mounted -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("prefix", "root"), [("/a/b", "/a/b"), ("", ""), ("/", ""), ("/talk/", "/talk")])
+@pytest.mark.parametrize("by_argument", [True, False])
+def test_the_prefix_comes_from_the_argument_or_the_setting(
+    tmp_path: Path, prefix: str, root: str, by_argument: bool
+) -> None:
+    app = host(tmp_path, url_prefix=prefix) if by_argument else host(tmp_path, FLASKCHAT_URL_PREFIX=prefix)
+    with ChatClient(app) as client:
+        page = client.client.get(f"{root}/")
+        assert f'endpoint="{root}"' in page.text
+        assert f'src="{root}/assets/flaskchat.js"' in page.text
+        assert client.ask("a").text == "a "
+        assert client.client.get(f"{root}/c/c_x").status_code == 200
+
+
+def test_the_argument_goes_before_the_setting_and_leaves_the_hosts_configuration_alone(tmp_path: Path) -> None:
+    app = host(tmp_path, url_prefix="/talk", FLASKCHAT_URL_PREFIX="/chat")
+    assert app.extensions["flaskchat"].settings.url_prefix == "/talk"
+    assert app.config["FLASKCHAT_URL_PREFIX"] == "/chat"
+
+
+def test_the_page_is_found_without_its_last_slash(tmp_path: Path) -> None:
+    response = host(tmp_path).test_client().get("/chat")
+    assert (response.status_code, response.location) == (308, "http://localhost/chat/")
+
+
+def test_the_page_follows_script_name_and_a_proxys_prefix(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_prefix=1, x_host=1, x_proto=1)  # type: ignore[method-assign]
+    headers = {"X-Forwarded-Prefix": "/site", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "chat.example"}
+    page = app.test_client().get("/chat/", headers=headers)
+    assert 'endpoint="/site/chat"' in page.text
+    assert 'src="/site/chat/assets/flaskchat.js"' in page.text
+    assert "Secure" in page.headers["Set-Cookie"]
+    assert "Path=/site" in page.headers["Set-Cookie"]
+
+
+# -- the host's templates ----------------------------------------------------------------------------------------------
+
+
+def test_the_host_overrides_the_page(tmp_path: Path) -> None:
+    (tmp_path / "templates" / "flaskchat").mkdir(parents=True)
+    (tmp_path / "templates" / "flaskchat" / "page.html").write_text("mine at {{ endpoint }}, {{ conversation_id }}")
+    client = host(tmp_path).test_client()
+    assert client.get("/chat/c/c_1").text == "mine at /chat, c_1"
+
+
+def test_the_hosts_page_may_extend_ours(tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir(parents=True)
+    (tmp_path / "templates" / "mine.html").write_text(
+        "{% extends 'flaskchat/page.html' %}{% block head %}<meta name=x>{% endblock %}"
+    )
+    app = host(tmp_path)
+
+    @app.get("/mine")
+    def mine() -> str:
+        from flask import render_template
+
+        from flaskchat.views.page import asset
+
+        return render_template("mine.html", title="Mine", endpoint="/chat", asset=asset)
+
+    page = app.test_client().get("/mine").text
+    assert "<meta name=x>" in page
+    assert "<flask-chat" in page
+
+
+def widget(app: Flask, source: str, **context: Any) -> str:
+    with app.test_request_context():
+        return render_template_string(source, **context)
+
+
+def test_the_widget_places_the_element_and_its_script(tmp_path: Path) -> None:
+    html = widget(host(tmp_path), "{{ flaskchat() }}")
+    assert '<flask-chat endpoint="/chat"></flask-chat>' in html
+    assert '<script type="module" src="/chat/assets/flaskchat.js"></script>' in html
+
+
+def test_attributes_of_the_widget_are_escaped_and_named_as_in_html(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    source = "{{ flaskchat(model=m, aria_label='x', class_='c', page=True, hidden=False, title=None) }}"
+    html = widget(app, source, m='"><script>')
+    assert ' model="&#34;&gt;&lt;script&gt;"' in html
+    assert ' aria-label="x" class="c" page></flask-chat>' in html
+    assert "hidden" not in html
+    assert "title" not in html
+    assert html.count("<script") == 1
+
+
+@pytest.mark.parametrize("name", ["onload x", "a>b", "", "endpoint", "a=b", "1a", "x\n"])
+def test_an_attribute_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be given as an attribute"):
+        widget(host(tmp_path), "{{ flaskchat(**more) }}", more={name: "x"})
+
+
+def test_the_host_overrides_the_widget_and_keeps_a_name_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "templates" / "flaskchat").mkdir(parents=True)
+    (tmp_path / "templates" / "flaskchat" / "widget.html").write_text("mine at {{ endpoint }}")
+    assert widget(host(tmp_path), "{{ flaskchat() }}") == "mine at /chat"
+    app = bare(tmp_path / "other")
+    app.jinja_env.globals["flaskchat"] = "theirs"
+    FlaskChat(app)
+    assert widget(app, "{{ flaskchat }}") == "theirs"
+
+
+# -- the host's own routes and handlers --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy_host(tmp_path: Path) -> Flask:
+    """A project with handlers of its own for everything."""
+    app = bare(tmp_path, TESTING=False)
+    app.extensions["torn_down"] = torn = []
+
+    @app.errorhandler(Exception)
+    def fault(error: Exception) -> tuple[str, int]:
+        return f"host: {type(error).__name__}", 500
+
+    for status in (401, 404, 405, 413, 500):
+        app.register_error_handler(status, lambda error: (f"host: {error.code}", error.code))
+
+    @app.after_request
+    def stamp(response: Response) -> Response:
+        response.headers["X-Host"] = "yes"
+        return response
+
+    @app.teardown_request
+    def down(error: BaseException | None) -> None:
+        torn.append(request.path)
+
+    @app.get("/fault")
+    def fault_here() -> str:
+        raise RuntimeError("mine")
+
+    @app.get("/teapot")
+    def teapot() -> str:
+        abort(404)
+
+    @app.post("/chat/mine")
+    def mine() -> str:
+        return "mine"
+
+    chat = FlaskChat(app)
+    chat.model("parrot")(parrot)
+    return app
+
+
+def test_the_hosts_handlers_are_asked_for_its_own_routes(busy_host: Flask) -> None:
+    client = busy_host.test_client()
+    assert client.get("/fault").text == "host: RuntimeError"
+    assert client.get("/teapot").text == "host: 404"
+    assert client.get("/nowhere").text == "host: 404"
+    assert client.post("/fault").text == "host: 405"
+    assert client.get("/chat/mine").text == "host: 405", "a route of the host's below our prefix"
+    assert client.post("/chat/mine").text == "mine"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/chat/conversation", 405, "method_not_allowed"),
+        ("PUT", "/chat/conversations", 405, "method_not_allowed"),
+        ("GET", "/chat/nowhere/at/all", 404, "not_found"),
+        ("GET", "/chat/assets/nothing.js", 404, "not_found"),
+        ("GET", "/chat/conversations/c_x", 404, "not_found"),
+        ("POST", "/chat/conversation", 415, "not_json"),
+    ],
+)
+def test_our_errors_are_problems_whatever_handlers_the_host_has(
+    busy_host: Flask, method: str, path: str, status: int, code: str
+) -> None:
+    response = busy_host.test_client().open(path, method=method)
+    busy_host.extensions["flaskchat"].close()
+    assert (response.status_code, response.content_type) == (status, "application/problem+json")
+    assert response.json is not None
+    assert response.json["code"] == code
+    assert response.headers["X-Host"] == "yes"
+    if status == 405:
+        assert response.headers["Allow"]
+
+
+def test_the_hosts_after_request_and_teardown_run_for_a_stream_before_it_is_read(busy_host: Flask) -> None:
+    with ChatClient(busy_host) as chat:
+        response = chat.client.post("/chat/conversation", json=send(), buffered=False)
+        assert response.headers["X-Host"] == "yes"
+        assert busy_host.extensions["torn_down"] == ["/chat/conversation"]
+        assert b"event: done" in response.get_data()
+        response.close()
+
+
+def test_a_fault_of_ours_is_told_to_error_trackers_and_logged_and_says_nothing(
+    busy_host: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    caught: list[Exception] = []
+
+    def tracker(sender: Flask, exception: Exception, **more: Any) -> None:
+        caught.append(exception)
+
+    with got_request_exception.connected_to(tracker, busy_host):
+        state = busy_host.extensions["flaskchat"]
+        state.identity._callback = lambda: {}["secret inner words"]
+        response = busy_host.test_client().get("/chat/conversations")
+    assert (response.status_code, response.json["code"]) == (500, "internal_error")  # type: ignore[index]
+    assert "secret" not in response.text
+    assert [type(error) for error in caught] == [KeyError]
+    assert "secret inner words" in caplog.text
+
+
+def test_a_fault_of_ours_is_raised_where_the_host_wants_it(tmp_path: Path) -> None:
+    def identity() -> None:
+        raise KeyError("mine")
+
+    for config in ({"TESTING": True}, {"TESTING": False, "DEBUG": True}, {"PROPAGATE_EXCEPTIONS": True}):
+        app = host(tmp_path, identity=identity, **config)
+        with pytest.raises(KeyError):
+            app.test_client().get("/chat/models")
+    app = host(tmp_path, identity=identity, TESTING=True, PROPAGATE_EXCEPTIONS=False)
+    assert app.test_client().get("/chat/models").status_code == 500
+
+
+def test_the_hosts_routes_of_similar_names_stay_the_hosts(tmp_path: Path) -> None:
+    app = bare(tmp_path)
+    theirs = Blueprint("chat", "theirs", url_prefix="/chatter")
+    theirs.add_url_rule("/", "page", lambda: "theirs")
+    app.register_blueprint(theirs)
+    app.add_url_rule("/", "page", lambda: "home")
+    app.add_url_rule("/models", "models", lambda: "models")
+    FlaskChat(app)
+    client = app.test_client()
+    assert [client.get(path).text for path in ("/", "/models", "/chatter/")] == ["home", "models", "theirs"]
+    assert client.get("/chat/models").is_json
+
+
+def test_at_the_root_the_hosts_other_paths_stay_the_hosts(tmp_path: Path) -> None:
+    app = bare(tmp_path)
+    app.add_url_rule("/about/", "about", lambda: "about")
+    app.register_error_handler(404, lambda error: ("host: 404", 404))
+    FlaskChat(app, url_prefix="").model("parrot")(parrot)
+    client = app.test_client()
+    assert client.get("/about/").text == "about"
+    assert client.get("/about").status_code == 308
+    assert client.get("/nowhere").text == "host: 404"
+    assert client.get("/conversation").json["code"] == "method_not_allowed"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("first", ["chat", "csrf"])
+def test_a_hosts_csrf_protection_spares_the_chat_and_keeps_its_own_forms(tmp_path: Path, first: str) -> None:
+    app = bare(tmp_path)
+    chat, csrf = FlaskChat(), CSRFProtect()
+    for extension in (chat, csrf) if first == "chat" else (csrf, chat):
+        extension.init_app(app)  # type: ignore[attr-defined]
+    chat.model("parrot")(parrot)
+    app.add_url_rule("/form", "form", lambda: "taken", methods=["POST"])
+    with ChatClient(app) as client:
+        assert client.ask("hello").text == "hello "
+        assert client.client.post("/chat/runs/run_x/stop").status_code == 404
+        assert client.client.post("/form").status_code == 400
+        refused = client.client.post("/chat/conversation", json=send(), headers={"Sec-Fetch-Site": "cross-site"})
+        assert refused.status_code == 403, "what stands in for the token"
+
+
+def test_requests_under_one_application_context_have_owners_of_their_own(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    with app.app_context(), ChatClient(app) as one:  # as a host's tests do, for their database's sake
+        two = ChatClient(app)
+        reply = one.ask("mine")
+        assert one.client.get(f"/chat/conversations/{reply.conversation_id}").status_code == 200
+        assert two.client.get(f"/chat/conversations/{reply.conversation_id}").status_code == 404
+        first, second = (c.client.get_cookie("flaskchat_owner") for c in (one, two))
+        assert first is not None
+        assert second is not None
+        assert first.value != second.value
+
+
+def test_a_model_runs_within_the_hosts_application_context(tmp_path: Path) -> None:
+    from flask import current_app
+
+    app = bare(tmp_path)
+    FlaskChat(app).model("name")(lambda request: [current_app.name, " ", request.owner[:5]])
+    with ChatClient(app) as client:
+        assert client.ask("x").text == "host anon:"
+
+
+def test_debug_mode_works_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    app = host(tmp_path)
+    assert app.debug
+    with ChatClient(app) as client:
+        assert client.ask("a").text == "a "
+        assert client.client.get("/chat/nowhere").json["code"] == "not_found"  # type: ignore[index]
+        assert client.client.post("/chat/conversation", data="{").status_code == 415
+
+
+def test_it_can_be_closed_and_used_again(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    threads = threading.active_count()
+    for _ in range(2):
+        with ChatClient(app) as client:
+            assert client.ask("a").text == "a "
+        assert threading.active_count() == threads
+
+
+def test_a_wrong_default_model_is_told_by_readyz(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    app = host(tmp_path, FLASKCHAT_MODEL="unheard-of")
+    response = app.test_client().get("/chat/readyz")
+    assert response.status_code == 503
+    assert json.loads(response.data)["code"] == "not_ready"
+    assert "unheard-of" not in response.text
+    assert "FLASKCHAT_MODEL='unheard-of'" in caplog.text
+    assert app.test_client().get("/chat/healthz").status_code == 200
+
+
+def test_a_run_in_one_application_is_not_stopped_by_closing_another(tmp_path: Path) -> None:
+    one, two = host(tmp_path / "1"), bare(tmp_path / "2")
+    gate = Gate()
+    FlaskChat(two).model("gate")(gate)
+    with ChatClient(two) as second:
+        with ChatClient(one) as first:
+            first.ask("x")
+            response = second.client.post("/chat/conversation", json=send(), buffered=False)
+        gate.opened.set()
+        assert b"then." in response.get_data()
+        response.close()
