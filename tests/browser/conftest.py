@@ -83,9 +83,9 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on(
             "console",
             # what the network does is the test's own doing; all else (a refusal by the policy, say) is a fault
-            lambda message: message.type == "error"
-            and "Failed to load resource" not in message.text
-            and wrong.append(message.text),
+            lambda message: (
+                message.type == "error" and "Failed to load resource" not in message.text and wrong.append(message.text)
+            ),
         )
         page.goto(url)
         page.get_by_label("Your message").wait_for()

@@ -225,10 +225,10 @@ def test_escape_stops_and_continue_goes_on(visit: Visit, chat: Server) -> None:
 def test_a_reply_that_fails_is_kept_and_can_be_tried_again(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ask(page, tokens=20, rate=0, fault="error", after=5, tag="fails")
-    expect(page.locator(".reply .words")).to_have_text("The model's server reported an error. What it had written is kept.")
+    expect(page.locator(".reply .words")).to_have_text(re.compile("reported an error. What it had written is kept."))
     assert reply(page).inner_text()
     page.reload()
-    expect(page.locator(".reply .words")).to_have_text("The model's server reported an error. What it had written is kept.")
+    expect(page.locator(".reply .words")).to_have_text(re.compile("reported an error. What it had written is kept."))
     page.get_by_role("button", name="Try again").click()
     is_over(page)
     for _ in deadline(10, "a sibling of the reply"):
@@ -249,7 +249,7 @@ def test_a_refused_message_comes_back_with_the_servers_words(visit: Visit, chat:
     expect(page.locator(".message")).to_have_count(0)
 
 
-def test_enter_sends_shift_enter_does_not_nor_does_the_enter_that_ends_a_composition(visit: Visit, chat: Server) -> None:
+def test_enter_sends_but_not_with_shift_and_not_within_a_composition(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     box = page.get_by_label("Your message")
     box.press_sequentially("one")
@@ -326,10 +326,7 @@ def test_the_end_is_followed_only_while_the_reader_is_there(visit: Visit, chat: 
     expect(page.get_by_role("button", name="Follow the reply")).to_be_visible()
     held = scroller.evaluate("e => e.scrollTop")
     height = scroller.evaluate("e => e.scrollHeight")
-    page.wait_for_function(
-        "height => document.querySelector('flask-chat').shadowRoot.querySelector('.scroll').scrollHeight > height + 300",
-        arg=height,
-    )
+    page.wait_for_function("([e, height]) => e.scrollHeight > height + 300", arg=[scroller.element_handle(), height])
     assert scroller.evaluate("e => e.scrollTop") == held
     page.get_by_role("button", name="Follow the reply").click()
     for _ in deadline(5, "the end"):

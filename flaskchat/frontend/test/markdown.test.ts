@@ -34,6 +34,7 @@ const PIECES = [
   "***\n",
   "<div>\nraw\n</div>\n",
   "<a href='x'>inline <b>raw</b> https://example.com/?a=1&b=2\n",
+  "Bare: https://example.com/bare\n",
   "[a link](https://example.com 'title') and [a name][ref] and [ref]\n",
   "[ref]: https://example.com/ref\n",
   "[ref]: https://example.com/second\n",
