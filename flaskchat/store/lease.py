@@ -7,8 +7,10 @@ one writing connection, so they never overlap.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -24,25 +26,35 @@ class Holding:
     def __init__(self) -> None:
         self.lease = Lease(new_id("w"), 1)
         self._registered = False
+        self._beats = 0
+        """Never the same twice, though the row may be written down anew: who looks must not see it stand still."""
 
     def _mine(self) -> sa.ColumnElement[bool]:
         return sa.and_(workers.c.id == self.lease.worker_id, workers.c.epoch == self.lease.epoch)
 
-    def ensure(self, c: Connection) -> Lease:
-        """The lease, written down.
+    @contextlib.contextmanager
+    def ensure(self, c: Connection) -> Iterator[Lease]:
+        """The lease, written down, for a block whose failure takes the row back with all else that it wrote.
 
         :raises Fenced: somebody has taken it over.
         """
-        if c.execute(_HELD, {"worker": self.lease.worker_id, "term": self.lease.epoch}).scalar() is None:
-            if self._registered:
-                raise Fenced(self.lease.worker_id)
-            c.execute(
-                sa.insert(workers).values(
-                    id=self.lease.worker_id, epoch=self.lease.epoch, beats=0, host=socket.gethostname(), pid=os.getpid()
-                )
-            )
+        before = self._registered
+        try:
+            if c.execute(_HELD, {"worker": self.lease.worker_id, "term": self.lease.epoch}).scalar() is None:
+                if before:
+                    raise Fenced(self.lease.worker_id)
+                self._beats += 1
+                c.execute(
+                    sa.insert(workers).values(
+                        id=self.lease.worker_id, epoch=self.lease.epoch, beats=self._beats,
+                        host=socket.gethostname(), pid=os.getpid(),
+                    )
+                )  # fmt: skip
             self._registered = True
-        return self.lease
+            yield self.lease
+        except BaseException:
+            self._registered = before
+            raise
 
     def beat(self, c: Connection) -> bool:
         """Count up.
@@ -51,7 +63,8 @@ class Holding:
         """
         if not self._registered:
             return True
-        return c.execute(sa.update(workers).where(self._mine()).values(beats=workers.c.beats + 1)).rowcount == 1
+        self._beats += 1
+        return c.execute(sa.update(workers).where(self._mine()).values(beats=self._beats)).rowcount == 1
 
     def release(self, c: Connection) -> None:
         """Take the row back, if no run is under it."""

@@ -58,7 +58,8 @@ class Store:
         known = self._known(c, owner, command)
         if known is not None:
             return known
-        return Beginning(c, owner, command, holding.ensure(c), pick).write()
+        with holding.ensure(c) as lease:
+            return Beginning(c, owner, command, lease, pick).write()
 
     def known(self, owner: str, command: Command) -> Begun | None:
         """The run that this client id began before, if it did.

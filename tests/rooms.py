@@ -1,0 +1,132 @@
+"""One worker's store, lease, log and sweep on a real SQLite file, without a server around them."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from flaskchat import sse, sweep
+from flaskchat.log.base import Append
+from flaskchat.log.journal import Journal
+from flaskchat.models import Delta, Done, Start
+from flaskchat.store import migrate
+from flaskchat.store.base import Begun, Command, Ending, Lease
+from flaskchat.store.engine import Database
+from flaskchat.store.lease import Holding
+from flaskchat.store.schema import conversations, journal, messages, run_events, runs, workers
+from flaskchat.store.sql import Store
+
+OWNER = "user:1"
+_numbers = itertools.count(1)
+
+
+class Rooms:
+    """A worker that is asked step by step."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database(f"sqlite:///{path}", timeout=1.0)
+        migrate.upgrade(self.database)
+        self.store = Store(self.database)
+        self.holding = Holding()
+        self.journal = Journal(self.database)
+        self.live: dict[str, list[bytes]] = {}
+        self.fenced: list[Lease] = []
+        self.sweeper = sweep.Sweeper(
+            self.database, self.holding, busy=lambda: bool(self.live), on_fenced=self.fenced.append
+        )
+
+    def begin(self, text: str = "Hi", **more: Any) -> Begun:
+        command = {"action": "send", "client_id": uuid.uuid4().hex, "body_hash": "h", "text": text, **more}
+        begun = self.store.begin(OWNER, Command(**command), self.holding, lambda before: before or "parrot")
+        if begun.created:
+            self.live[begun.run_id] = []
+        return begun
+
+    def append(self, begun: Begun, *texts: str, lease: Lease | None = None) -> list[bytes]:
+        """Put a delta for each text into the log, before them the start where it is not there yet."""
+        known = self.live[begun.run_id]
+        frames = [] if known else [start_frame(begun)]
+        frames += [sse.encode(len(known) + len(frames) + n, Delta(text)) for n, text in enumerate(texts, 1)]
+        self.journal.turn(lease or self.holding.lease, [Append(begun.run_id, len(known) + 1, frames)], [])
+        known.extend(frames)
+        return frames
+
+    def finish(self, begun: Begun, text: str) -> None:
+        known = self.live[begun.run_id]
+        last = sse.encode(len(known) + 1, Done())
+        ending = ending_of(begun, text, [*known, last])
+        self.journal.turn(self.holding.lease, [Append(begun.run_id, len(known) + 1, [last], True)], [ending])
+        del self.live[begun.run_id]
+
+    def run(self, begun: Begun, *texts: str) -> None:
+        """A whole short run."""
+        self.append(begun, *texts)
+        self.finish(begun, "".join(texts))
+
+    def rows(self, statement: Any) -> list[Any]:
+        return list(self.database.read(lambda c: c.execute(statement).all()))
+
+    def state(self, begun: Begun) -> str:
+        found = self.store.run(begun.run_id, OWNER)
+        assert found is not None
+        return found.state
+
+    def text(self, begun: Begun) -> str:
+        return str(self.rows(sa.select(messages.c.text).where(messages.c.id == begun.message_id))[0][0])
+
+    def frames(self, begun: Begun) -> list[sse.Frame]:
+        return sse.Decoder().feed(self.store.frames(begun.run_id) or b"")
+
+    def leases(self) -> list[str]:
+        return [row.id for row in self.rows(sa.select(workers.c.id))]
+
+    def journal_ids(self) -> list[int]:
+        return [row.id for row in self.rows(sa.select(journal.c.id).order_by(journal.c.id))]
+
+    def close(self) -> None:
+        self.journal.close()
+        self.database.close()
+
+
+def start_frame(begun: Begun) -> bytes:
+    start = Start(
+        run_id=begun.run_id, conversation_id=begun.conversation_id, message_id=begun.message_id,
+        user_message_id=begun.user_message_id, model=begun.model, title=begun.title,
+    )  # fmt: skip
+    return sse.encode(1, start)
+
+
+def ending_of(begun: Begun, text: str, frames: list[bytes]) -> Ending:
+    return Ending(
+        run_id=begun.run_id, message_id=begun.message_id, conversation_id=begun.conversation_id, state="done",
+        text=text, parts=b"[]", finish_reason="stop", last_seq=len(frames), frames=b"".join(frames),
+    )  # fmt: skip
+
+
+@contextmanager
+def worker_rooms(path: Path) -> Iterator[Callable[[], Rooms]]:
+    """Makes workers on one database file and closes them all."""
+    opened: list[Rooms] = []
+
+    def make() -> Rooms:
+        opened.append(Rooms(path))
+        return opened[-1]
+
+    try:
+        yield make
+    finally:
+        for rooms in opened:
+            rooms.close()
+
+
+def count(rooms: Rooms, table: Any) -> int:
+    return int(rooms.rows(sa.select(sa.func.count()).select_from(table))[0][0])
+
+
+TABLES = (conversations, messages, runs, run_events, workers, journal)

@@ -1,0 +1,340 @@
+"""The sweep: leases counted out, orphans ended, the journal kept short; and fencing of who was counted out (P1-P3)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from flaskchat import sse, sweep
+from flaskchat.errors import Unavailable
+from flaskchat.log.base import Append
+from flaskchat.models import Delta
+from flaskchat.store.base import Fenced
+from flaskchat.store.schema import workers
+from tests.rooms import Rooms, worker_rooms
+from tests.server.client import seqs, text
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
+    with worker_rooms(tmp_path / "chat.sqlite3") as make:
+        yield make
+
+
+@pytest.fixture
+def two(make: Callable[[], Rooms]) -> tuple[Rooms, Rooms]:
+    return make(), make()
+
+
+def rounds(rooms: Rooms, number: int) -> None:
+    for _ in range(number):
+        rooms.sweeper.round()
+
+
+def count_out(rooms: Rooms) -> None:
+    """So many rounds that a lease which stands still is gone, and no more."""
+    rounds(rooms, 1 + sweep.GONE_AFTER)
+
+
+def test_a_lease_that_stands_still_is_gone_after_counting_and_not_a_round_before(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    begun = lost.begin()
+    lost.append(begun, "Hel", "lo")
+    rounds(other, sweep.GONE_AFTER)
+    assert lost.state(begun) == "running"
+    assert other.leases() == [lost.holding.lease.worker_id]
+    other.sweeper.round()
+    assert lost.state(begun) == "interrupted"
+    assert other.leases() == []
+
+
+def test_a_lease_that_counts_is_never_taken_over(two: tuple[Rooms, Rooms]) -> None:
+    busy, other = two
+    begun = busy.begin()
+    for _ in range(3 * sweep.GONE_AFTER):
+        busy.sweeper.round()
+        other.sweeper.round()
+    assert busy.state(begun) == "running"
+    assert busy.fenced == []
+
+
+def test_one_count_in_time_starts_the_counting_anew(two: tuple[Rooms, Rooms]) -> None:
+    busy, other = two
+    begun = busy.begin()
+    rounds(other, sweep.GONE_AFTER)
+    busy.sweeper.round()
+    rounds(other, sweep.GONE_AFTER)
+    assert other.state(begun) == "running"
+
+
+def test_the_promised_15_seconds_hold_the_counting_and_a_late_first_look() -> None:
+    assert sweep.ROUND * (sweep.GONE_AFTER + 1) <= 12
+
+
+def test_a_round_that_cannot_write_counts_nobody_out(two: tuple[Rooms, Rooms]) -> None:
+    busy, other = two
+    begun = busy.begin()
+    other.database.timeout = 0.05
+    with busy.database.connect(write=True) as connection, connection.begin():
+        for _ in range(2 * sweep.GONE_AFTER):
+            with pytest.raises(Unavailable):
+                other.sweeper.round()
+    other.sweeper.round()
+    assert busy.state(begun) == "running"
+
+
+def test_an_orphan_keeps_its_text_and_gets_one_terminal_event(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    begun = lost.begin()
+    lost.append(begun, "Hel")
+    lost.append(begun, "lo ", "ü€😀")
+    count_out(other)
+    assert lost.text(begun) == "Hello ü€😀"
+    frames = other.frames(begun)
+    assert seqs(frames) == [1, 2, 3, 4, 5]
+    assert [frame.event for frame in frames] == ["start", "delta", "delta", "delta", "interrupted"]
+    assert text(frames) == "Hello ü€😀"
+
+
+def test_an_orphan_without_events_gets_its_start_and_its_end(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    begun = lost.begin()
+    count_out(other)
+    frames = other.frames(begun)
+    assert seqs(frames) == [1, 2]
+    assert [frame.event for frame in frames] == ["start", "interrupted"]
+    assert begun.run_id.encode() in frames[0].data
+    assert (lost.state(begun), lost.text(begun)) == ("interrupted", "")
+
+
+def test_followers_read_the_end_of_an_orphan_in_the_log(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    begun = lost.begin()
+    lost.append(begun, "Hello")
+    follower = other.journal
+    follower.follow()
+    count_out(other)
+    (end,) = follower.turn(None, [], [])
+    assert isinstance(end, Append)
+    assert (end.run_id, end.seq, end.ended) == (begun.run_id, 3, True)
+    assert sse.Decoder().feed(end.frames[0])[0].event == "interrupted"
+
+
+def test_two_sweeps_at_once_end_an_orphan_once(make: Callable[[], Rooms]) -> None:
+    lost, *others = make(), make(), make(), make()
+    begun = [lost.begin() for _ in range(5)]
+    for one in begun:
+        lost.append(one, "Hello")
+    for other in others:
+        rounds(other, sweep.GONE_AFTER)
+    failures: list[Exception] = []
+
+    def last_round(other: Rooms) -> None:
+        try:
+            rounds(other, 2)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=last_round, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    ends = [entry for entry in lost.journal.follow() if isinstance(entry, Append) and entry.ended]
+    assert sorted(end.run_id for end in ends) == sorted(one.run_id for one in begun)
+    for one in begun:
+        assert [frame.event for frame in lost.frames(one)].count("interrupted") == 1
+        assert lost.text(one) == "Hello"
+
+
+def test_a_worker_that_was_counted_out_can_append_nothing_more(two: tuple[Rooms, Rooms]) -> None:
+    stopped, other = two
+    begun = stopped.begin()
+    stopped.append(begun, "Hello")
+    old = stopped.holding.lease
+    count_out(other)
+    before = other.journal_ids()
+    with pytest.raises(Fenced):
+        stopped.append(begun, " late")
+    with pytest.raises(Fenced):
+        stopped.finish(begun, "Hello late")
+    assert other.journal_ids() == before
+    assert other.text(begun) == "Hello"
+    assert stopped.holding.renew(old)
+    assert not stopped.holding.renew(old), "a lease is renewed once, however often the loss is noticed"
+    again = stopped.begin()
+    assert stopped.holding.lease.epoch == old.epoch + 1
+    stopped.append(again, "new")
+    rounds(other, 1)
+    assert other.state(again) == "running"
+
+
+def test_the_sweep_notices_a_lost_lease(two: tuple[Rooms, Rooms]) -> None:
+    stopped, other = two
+    stopped.begin()
+    count_out(other)
+    stopped.sweeper.round()
+    assert stopped.fenced == [stopped.holding.lease]
+
+
+def test_a_lease_is_given_back_when_the_worker_is_idle(two: tuple[Rooms, Rooms]) -> None:
+    worker, other = two
+    worker.run(worker.begin(), "Hello")
+    assert worker.leases() == [worker.holding.lease.worker_id]
+    worker.sweeper.round()
+    assert worker.leases() == []
+    assert not worker.holding.registered
+    begun = worker.begin()
+    worker.append(begun, "again under the same lease")
+    assert other.state(begun) == "running"
+
+
+def test_short_runs_at_the_wrong_moments_do_not_make_a_worker_look_gone(two: tuple[Rooms, Rooms]) -> None:
+    """Whenever the worker's own round comes it is idle, and whenever the other one looks it has a lease."""
+    worker, other = two
+    for _ in range(3 * sweep.GONE_AFTER):
+        begun = worker.begin()
+        worker.append(begun, "Hello")
+        other.sweeper.round()
+        assert worker.state(begun) == "running"
+        worker.finish(begun, "Hello")
+        worker.sweeper.round()
+
+
+def test_a_refused_command_leaves_no_lease_behind_that_is_missed_later(
+    make: Callable[[], Rooms], caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = make()
+    with pytest.raises(Exception, match="no such conversation"):
+        worker.begin(conversation_id="c_unknown")
+    begun = worker.begin()  # raises Fenced where the refusal is taken for a lease that somebody took over
+    worker.append(begun, "Hello")
+    worker.sweeper.round()
+    assert worker.fenced == []
+
+
+# -- the journal is kept short ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "KEEP", 0.0)
+
+
+def prune(rooms: Rooms) -> None:
+    """A round that sets a mark, and one that finds it old enough."""
+    rooms.sweeper.round()
+    time.sleep(0.001)
+    rooms.sweeper.round()
+
+
+@pytest.mark.usefixtures("no_keep")
+def test_rows_of_runs_that_have_ended_leave_the_journal(two: tuple[Rooms, Rooms]) -> None:
+    worker, other = two
+    worker.run(worker.begin(), "Hel", "lo")
+    assert len(worker.journal_ids()) == 2
+    prune(other)
+    assert worker.journal_ids() == []
+
+
+def test_rows_stay_for_followers_that_were_held_up(two: tuple[Rooms, Rooms]) -> None:
+    worker, other = two
+    worker.run(worker.begin(), "Hello")
+    prune(other)
+    assert len(worker.journal_ids()) == 2
+
+
+@pytest.mark.usefixtures("no_keep")
+def test_no_row_of_a_running_run_is_pruned(two: tuple[Rooms, Rooms]) -> None:
+    worker, other = two
+    worker.run(worker.begin(), "before")
+    long = worker.begin()
+    worker.append(long, "Hel")
+    worker.run(worker.begin(), "meanwhile")
+    worker.append(long, "lo")
+    prune(other)
+    kept = other.journal.read(long.run_id)
+    assert [entry.seq for entry in kept] == [1, 3]
+    assert len(worker.journal_ids()) == 4, "what was before the running run is gone, what came after its start is not"
+    worker.finish(long, "Hello")
+    prune(other)
+    assert worker.journal_ids() == []
+
+
+@pytest.mark.usefixtures("no_keep")
+def test_ids_go_on_growing_after_the_journal_was_emptied(two: tuple[Rooms, Rooms]) -> None:
+    worker, other = two
+    worker.run(worker.begin(), "Hello")
+    last = worker.journal_ids()[-1]
+    prune(other)
+    begun = worker.begin()
+    worker.append(begun, "again")
+    assert worker.journal_ids() == [last + 1]
+    prune(other)
+    assert worker.journal_ids() == [last + 1]
+
+
+def test_the_journal_does_not_grow_for_ever_under_a_stream_of_short_runs(
+    make: Callable[[], Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "KEEP", 0.05)
+    worker = make()
+    most = 0
+    for number in range(60):
+        worker.run(worker.begin(), "Hello")
+        if number % 3 == 0:
+            worker.sweeper.round()
+        most = max(most, len(worker.journal_ids()))
+        if number == 30:
+            first_half = most
+    assert most <= first_half + 20, "it still grows"
+    assert worker.journal_ids()[0] > 20
+
+
+@pytest.mark.usefixtures("no_keep")
+def test_an_idle_worker_prunes_what_another_left(two: tuple[Rooms, Rooms]) -> None:
+    gone, other = two
+    gone.run(gone.begin(), "Hello")
+    gone.sweeper.round()
+    assert not other.holding.registered
+    prune(other)
+    assert other.journal_ids() == []
+
+
+def test_a_round_of_many_orphans_ends_soon_and_keeps_the_own_lease(two: tuple[Rooms, Rooms]) -> None:
+    """A killed worker's 100 runs with a minute of rows: ended well within what is left of the 15 seconds."""
+    lost, other = two
+    begun = [lost.begin() for _ in range(100)]
+    for one in begun:
+        lost.append(one)
+    for tick in range(600):
+        entries = []
+        for one in begun:
+            known = lost.live[one.run_id]
+            frame = sse.encode(len(known) + 1, Delta(f"t{tick} "))
+            entries.append(Append(one.run_id, len(known) + 1, [frame]))
+            known.append(frame)
+        lost.journal.turn(lost.holding.lease, entries, [])
+    own = other.begin()
+    rounds(other, sweep.GONE_AFTER)
+    began = time.monotonic()
+    other.sweeper.round()
+    took = time.monotonic() - began
+    assert {lost.state(one) for one in begun} == {"interrupted"}
+    assert lost.text(begun[-1]) == "".join(f"t{tick} " for tick in range(600))
+    assert other.state(own) == "running"
+    assert took < 2.5, f"it took {took:.1f} s"
+
+
+def test_only_leases_of_living_workers_are_left(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    lost.begin()
+    other.begin()
+    count_out(other)
+    assert [row.id for row in other.rows(sa.select(workers.c.id))] == [other.holding.lease.worker_id]
