@@ -172,7 +172,7 @@ def _alone() -> Iterator[None]:
     except ImportError:  # not a POSIX system; builds at once are unlikely there
         yield
         return
-    with (FRONTEND / ".lock").open("w") as lock:
+    with Path(__file__).open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

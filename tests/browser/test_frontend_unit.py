@@ -56,7 +56,7 @@ def test_no_source_hands_text_to_a_parser_of_markup() -> None:
 def copy(tmp_path: Path) -> Path:
     """The front end without what was built, in a package of its own."""
     target = tmp_path / "flaskchat" / "frontend"
-    shutil.copytree(FRONTEND, target, ignore=shutil.ignore_patterns("node_modules", "__pycache__", ".lock"))
+    shutil.copytree(FRONTEND, target, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     return target
 
 

@@ -3,7 +3,7 @@
  */
 
 import { problemOf } from "./protocol.ts";
-import type { Conversation, ConversationItem, Model, Page, Stopped } from "./protocol.ts";
+import type { Change, Conversation, ConversationItem, Model, Page, Stopped } from "./protocol.ts";
 
 export type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
 
@@ -45,14 +45,33 @@ export class Api {
     return this.url(`/runs/${encodeURIComponent(runId)}/events`);
   }
 
-  conversations(cursor?: string | null, limit = 30): Promise<Page<ConversationItem>> {
-    const query = new URLSearchParams({ limit: String(limit) });
+  /** @param q words to look for in titles and texts. */
+  conversations(cursor?: string | null, q = "", signal?: AbortSignal): Promise<Page<ConversationItem>> {
+    const query = new URLSearchParams({ limit: "30" });
     if (cursor) query.set("cursor", cursor);
-    return this.#json("GET", `/conversations?${query}`);
+    if (q) query.set("q", q);
+    return this.#json("GET", `/conversations?${query}`, undefined, signal);
   }
 
   conversation(id: string): Promise<Conversation> {
     return this.#json("GET", `/conversations/${encodeURIComponent(id)}`);
+  }
+
+  change(id: string, change: Change): Promise<Conversation> {
+    return this.#json("PATCH", `/conversations/${encodeURIComponent(id)}`, change);
+  }
+
+  /** @param leaving the page goes away: the request has to outlive it, and can wait for nothing. */
+  async remove(id: string, leaving = false): Promise<void> {
+    const send = leaving ? this.#fetch : this.fetch;
+    const path = `/conversations/${encodeURIComponent(id)}`;
+    const response = await send(this.url(path), { method: "DELETE", credentials: "same-origin", keepalive: leaving });
+    // One that is gone already is what was wanted.
+    if (!response.ok && response.status !== 404) throw await problemOf(response);
+  }
+
+  exportUrl(id: string, format: "json" | "markdown"): string {
+    return this.url(`/conversations/${encodeURIComponent(id)}/export?format=${format}`);
   }
 
   async models(): Promise<Model[]> {
@@ -63,13 +82,14 @@ export class Api {
     return this.#json("POST", `/runs/${encodeURIComponent(runId)}/stop`, {});
   }
 
-  async #json<T>(method: string, path: string, body?: object): Promise<T> {
+  async #json<T>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
     const headers: Record<string, string> = { Accept: "application/json" };
     const init: RequestInit = { method, headers, credentials: "same-origin" };
     if (body) {
       headers["Content-Type"] = "application/json";
       init.body = JSON.stringify(body);
     }
+    if (signal) init.signal = signal;
     const response = await this.fetch(this.url(path), init);
     if (!response.ok) throw await problemOf(response);
     return (await response.json()) as T;

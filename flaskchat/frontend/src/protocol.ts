@@ -77,6 +77,7 @@ export interface Conversation {
   id: string;
   title: string;
   model: string | null;
+  system_prompt?: string | null;
   current_leaf_id: string | null;
   messages: Message[];
   running: { run_id: string; message_id: string }[];
@@ -88,6 +89,23 @@ export interface ConversationItem {
   model: string | null;
   updated_at: string | number;
   running_run_id: string | null;
+  /** Where a search found its words; null where the title has them. */
+  hit?: Hit | null;
+}
+
+export interface Hit {
+  message_id: string;
+  before: string;
+  match: string;
+  after: string;
+}
+
+/** The body of PATCH /conversations/<id>. */
+export interface Change {
+  title?: string;
+  system_prompt?: string | null;
+  model?: string | null;
+  current_leaf_id?: string;
 }
 
 export interface Page<T> {
