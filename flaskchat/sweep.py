@@ -30,7 +30,7 @@ from . import sse, tasks
 from .errors import Unavailable
 from .feed import encode_parts
 from .log.base import Append, Entry
-from .log.journal import VERSION, encode_row, pick
+from .log.journal import VERSION, decode_row, encode_row
 from .models import Interrupted, Start
 from .replay import Replay
 from .store import finish
@@ -97,8 +97,9 @@ class Sweeper:
         held, orphans = self._database.write(self._count)
         if not held:
             self._on_fenced(lease)
-        for run_id in orphans:
-            if self._database.write(lambda c, run_id=run_id: end_orphan(c, run_id)):  # type: ignore[misc]
+        past = self._database.read(lambda c: past_of(c, orphans)) if orphans else {}
+        for run_id, frames in past.items():
+            if self._database.write(lambda c, run_id=run_id, frames=frames: end_orphan(c, run_id, frames)):  # type: ignore[misc]
                 logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
         self._prune()
         self._database.checkpoint()
@@ -152,7 +153,28 @@ def _orphans() -> sa.Select[Any]:
     return sa.select(runs.c.id).where(runs.c.state == "running", ~sa.exists().where(owner))
 
 
-def end_orphan(c: Connection, run_id: str) -> bool:
+def past_of(c: Connection, run_ids: list[str]) -> dict[str, list[bytes]]:
+    """The events of runs whose worker is gone, as far as they came; nothing is added to them any more.
+
+    Read once for all, and not within the transactions that end them: each row holds a tick of all runs of a worker.
+    """
+    began = c.execute(sa.select(runs.c.id, runs.c.worker_id, runs.c.first_row).where(runs.c.id.in_(run_ids))).all()
+    past: dict[str, list[bytes]] = {row.id: [] for row in began}
+    rows = (
+        sa.select(journal.c.version, journal.c.data)
+        .where(journal.c.worker_id.in_({row.worker_id for row in began}))
+        .where(journal.c.id > min((row.first_row for row in began), default=0))
+        .order_by(journal.c.id)
+    )
+    for version, data in c.execute(rows):
+        for entry in decode_row(version, data):
+            if type(entry) is Append and entry.run_id in past:
+                frames = past[entry.run_id]
+                frames.extend(entry.frames[max(len(frames) + 1 - entry.seq, 0) :])
+    return past
+
+
+def end_orphan(c: Connection, run_id: str, frames: list[bytes]) -> bool:
     """End one run whose worker is gone, with the text that is in the log. One transaction.
 
     :returns: whether it was still to be ended.
@@ -164,15 +186,6 @@ def end_orphan(c: Connection, run_id: str) -> bool:
     ).first()
     if row is None:
         return False
-    past = c.execute(
-        sa.select(journal.c.version, journal.c.data)
-        .where(journal.c.worker_id == row.worker_id, journal.c.id > row.first_row)
-        .order_by(journal.c.id)
-    ).all()
-    frames: list[bytes] = []
-    for entry in pick(run_id, [(version, data) for version, data in past]):
-        skip = len(frames) + 1 - entry.seq
-        frames.extend(entry.frames[max(skip, 0) :])
     ending, last = orphan_ending(row, frames)
     entries: list[Entry] = [Append(run_id, len(frames) + 1, last, True)]
     c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row(entries)))

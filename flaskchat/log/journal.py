@@ -15,6 +15,7 @@ Deliberate choices; do not change one without reading why:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Database
 from .base import Append, Entry, LogUnavailable
+
+logger = logging.getLogger("flaskchat")
 
 T = TypeVar("T")
 
@@ -47,6 +50,17 @@ SELECT id, version, CASE worker_id WHEN ? THEN NULL ELSE data END FROM flaskchat
 
 def encode_row(entries: list[Entry]) -> bytes:
     return _encode(entries)
+
+
+def decode_row(version: int, data: bytes) -> list[Entry]:
+    """What a row holds. Never raises: whoever reads has just appended, and must not be told that it failed."""
+    if version != VERSION:
+        return []
+    try:
+        return _decode(data)
+    except msgspec.DecodeError:
+        logger.exception("a row of the log is damaged; what it held is missing")
+        return []
 
 
 class Journal:
@@ -122,8 +136,8 @@ class Journal:
         found: list[Entry] = []
         for row_id, version, data in rows:
             self._cursor = row_id
-            if data is not None and version == VERSION:
-                found.extend(_decode(data))
+            if data is not None:
+                found.extend(decode_row(version, data))
         return found
 
     def follow(self) -> list[Entry]:
@@ -150,6 +164,5 @@ def pick(run_id: str, rows: Iterable[tuple[int, bytes]]) -> list[Append]:
     """One run's appends out of rows (version, data) of the journal, in their order."""
     found: list[Append] = []
     for version, data in rows:
-        if version == VERSION:
-            found.extend(entry for entry in _decode(data) if isinstance(entry, Append) and entry.run_id == run_id)
+        found.extend(entry for entry in decode_row(version, data) if type(entry) is Append and entry.run_id == run_id)
     return found
