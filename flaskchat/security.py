@@ -89,10 +89,11 @@ class Identity:
             raise Unauthorized("Sign in to use the chat.")
         serializer = URLSafeTimedSerializer(self._keys(), salt="flaskchat.owner")
         with contextlib.suppress(BadData):
-            value, signed = serializer.loads(request.cookies.get(COOKIE, ""), max_age=COOKIE_AGE, return_timestamp=True)
+            # Without `max_age`: it would take a clock that was set back for a forgery. Browsers let go by themselves.
+            value, signed = serializer.loads(request.cookies.get(COOKIE, ""), return_timestamp=True)
             if isinstance(value, str):
-                stale = time.time() - signed.timestamp() > COOKIE_FRESH
-                return f"anon:{value}", str(serializer.dumps(value)) if stale else None
+                fresh = 0 <= time.time() - signed.timestamp() <= COOKIE_FRESH
+                return f"anon:{value}", None if fresh else str(serializer.dumps(value))
         value = secrets.token_urlsafe(16)
         return f"anon:{value}", str(serializer.dumps(value))
 

@@ -107,7 +107,7 @@ def test_no_number_may_be_infinite_negative_or_none_at_all(setting: Setting) -> 
 
 @pytest.mark.parametrize(
     ("given", "prefix"),
-    [("/chat", "/chat"), ("", ""), ("/", ""), ("/chat/", "/chat"), ("/a/b", "/a/b"), ("/~me/chat-2.0", "/~me/chat-2.0")],
+    [("/chat", "/chat"), ("", ""), ("/", ""), ("/chat/", "/chat"), ("/a/b", "/a/b"), ("/~me/c-2.0", "/~me/c-2.0")],
 )
 def test_a_prefix_is_a_path_with_or_without_a_slash_at_its_end(given: str, prefix: str) -> None:
     assert load({"FLASKCHAT_URL_PREFIX": given}).url_prefix == prefix
