@@ -153,8 +153,6 @@ def test_a_cookie_survives_the_rotation_of_the_key_and_is_then_signed_with_the_n
     client.set_cookie(COOKIE, cookie_of(before.client))
     with ChatClient(client.application, client) as during:
         assert visible(during, reply.conversation_id)
-        import time
-
         now = time.time()
         monkeypatch.setattr("time.time", lambda: now + COOKIE_FRESH + 60)
         assert visible(during, reply.conversation_id)
