@@ -76,6 +76,10 @@ class Feed:
         self.pending.append(frame)
         self.backlog += len(frame)
 
+    def full(self) -> bool:
+        """Whether so much waits for the log that its source is not read."""
+        return self.backlog > BACKLOG
+
     def over(self) -> bool:
         """Whether its end is decided."""
         return self.terminal is not None or self._verdict is not None
@@ -98,7 +102,7 @@ class Feed:
             self._number(self.notes.popleft())
         if self._verdict is None:
             source = self.source
-            if source is None or self.backlog > BACKLOG:
+            if source is None or self.full():
                 return
             try:
                 events = source.read()
@@ -117,18 +121,28 @@ class Feed:
     def _accept(self, event: Event) -> None:
         if self.terminal is not None:
             return
-        if type(event) is Delta:
-            self.text += event.text.encode()
-        elif type(event) is Reasoning:
-            self.reasoning += event.text.encode()
-        elif type(event) is Tool:
-            self.tools.append(event)
-            self.tools_size += len(event.arguments)
+        room = self.max_bytes - len(self.text) - len(self.reasoning) - self.tools_size
+        if type(event) is Delta or type(event) is Reasoning:
+            data = event.text.encode()
+            if len(data) > room:
+                data = data[: max(room, 0)].decode(errors="ignore").encode()  # not within a character
+                event.text = data.decode()
+                room = -1
+            if type(event) is Delta:
+                self.text += data
+            else:
+                self.reasoning += data
+            if event.text:
+                self._number(event)
         elif isinstance(event, Done | Error | Stopped | Interrupted):
             self._end(event)
-            return
-        self._number(event)
-        if len(self.text) + len(self.reasoning) + self.tools_size > self.max_bytes:
+        else:
+            if type(event) is Tool:
+                self.tools.append(event)
+                self.tools_size += len(event.arguments)
+                room -= len(event.arguments)
+            self._number(event)
+        if room < 0:
             self._end(self.blame(ReplyTooLong()))
 
     def blame(self, error: ModelError) -> Error:

@@ -24,6 +24,7 @@ from . import tasks
 from .feed import Feed
 from .live import Bell, Live, LiveRun
 from .log.base import Append, Entry, Log, LogUnavailable, Stop
+from .models import Interrupted
 from .poller import READ, Poller
 from .store.base import Ending, Fenced, Lease
 
@@ -71,7 +72,7 @@ class Pump:
         self._thread = tasks.Offloader(1)
         self._following = False
         self._needed_at = 0.0
-        self._refreshers: list[tasks.Waiter] = []
+        self._refreshers: deque[tasks.Waiter] = deque()
         self._task: tasks.Task | None = None
         self._closing = False
 
@@ -128,6 +129,7 @@ class Pump:
     def abandon(self) -> None:
         """The lease is lost: another worker ends our runs. Forget them, and send their readers there."""
         for feed in list(self.feeds.values()):
+            feed.decide(Interrupted("The lease was lost."))  # for whoever still opens its source; nobody is sent it
             self.let_go(feed)
             self.live.drop(feed.begun.run_id)
             feed.live.close()
@@ -189,7 +191,7 @@ class Pump:
         return self._check_period if self.busy() else IDLE
 
     def _tick(self, now: float) -> None:
-        refreshers, self._refreshers = self._refreshers, []
+        refreshers = [self._refreshers.popleft() for _ in range(len(self._refreshers))]  # others may add to them
         try:
             touched = self._gather()
             if now >= self._next_check:
@@ -215,7 +217,11 @@ class Pump:
                 waiter.wake()
 
     def _gather(self) -> list[Feed]:
-        """Read every source that has something; returns the feeds that were looked at."""
+        """Read every source that has something; returns the feeds that were looked at.
+
+        Only those that are still ours: a run that was abandoned with its lease may yet be touched by its source, and
+        must not be written under the lease that followed.
+        """
         touched = dict.fromkeys(self._again)
         while self._touched:
             touched[self._touched.popleft()] = None
@@ -225,13 +231,16 @@ class Pump:
             else:
                 owner.on_ready()
         self._again = []
-        for feed in touched:
+        ours = [feed for feed in touched if self.feeds.get(feed.begun.run_id) is feed]
+        for feed in ours:
             feed.pull()
             if feed.terminal is not None:
                 self.let_go(feed)
-            elif getattr(feed.source, "pending", False):
-                self._again.append(feed)  # decrypted bytes, or an error, that the selector cannot see
-        return list(touched)
+            elif feed.full() or getattr(feed.source, "pending", False):
+                # A source that was not read, whose text nobody tells of again; or decrypted bytes, or an error, that
+                # the selector cannot see.
+                self._again.append(feed)
+        return ours
 
     def _commit(self, now: float, touched: list[Feed]) -> None:
         moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
