@@ -279,7 +279,7 @@ def test_the_list_leads_to_earlier_conversations_and_the_address_follows(visit: 
     links.nth(1).click()
     expect(reply(page)).to_have_text("First reply")
     assert page.url == first
-    expect(page).to_have_title(re.compile("First question"))
+    expect(page).to_have_title(re.compile("^First .* · Chat$"))
     expect(links.nth(0)).to_contain_text("writing…")
     page.go_back()
     expect(page.locator(".user")).to_contain_text("Second question")

@@ -106,7 +106,7 @@ export class FlaskChatElement extends LitElement {
       {
         onChange: () => this.requestUpdate(),
         onConversation: (id) => this.#named(id),
-        onRun: () => void this.#sidebar.refresh(),
+        onRun: () => void this.#sidebar.refresh().then(() => this.#retitle()),
         onAnnounce: (words) => (this.#announcement = words),
         onReturn: (text) => this.#composer.giveBack(text),
       },
@@ -153,9 +153,8 @@ export class FlaskChatElement extends LitElement {
   protected override updated(): void {
     this.#follower?.grown();
     if (this.page) {
-      const { id, title } = this.#session.conversation;
-      const name = title || (id && this.#sidebar.title(id));
-      document.title = name ? `${name} · ${this.#title}` : this.#title;
+      const { title } = this.#session.conversation;
+      document.title = title ? `${title} · ${this.#title}` : this.#title;
     }
   }
 
@@ -172,7 +171,7 @@ export class FlaskChatElement extends LitElement {
         <section class="main" aria-label="Chat">
           <header>
             <button class="plain menu" aria-label="Conversations" aria-expanded=${this.#menu} @click=${this.#toggle}>${menu}</button>
-            <h1>${title || (empty ? "New conversation" : "")}</h1>
+            <div class="title" role="heading" aria-level=${this.page ? 1 : 2}>${title || (empty ? "New conversation" : "")}</div>
           </header>
           <div class="scroll" tabindex="0" role="group" aria-label="Messages">
             <div class="column messages">
@@ -278,10 +277,17 @@ export class FlaskChatElement extends LitElement {
     this.dispatchEvent(new CustomEvent("conversationchange", { detail: { id }, bubbles: true, composed: true }));
   }
 
+  /** A better title may come after the reply: then only the list has it. */
+  #retitle(): void {
+    const { conversation } = this.#session;
+    if (conversation.id) conversation.title = this.#sidebar.title(conversation.id) || conversation.title;
+    this.requestUpdate();
+  }
+
   #looked(): void {
     if (document.hidden) return;
     this.#session.wake();
-    void this.#sidebar.refresh();
+    void this.#sidebar.refresh().then(() => this.#retitle());
   }
 
   async #loadModels(): Promise<void> {

@@ -214,7 +214,10 @@ export class Session {
 
   #event(conversation: Conversation, entry: Entry, event: RunEvent, hooks: Hooks): void {
     const silent = entry.text === entry.base && !entry.reasoning;
-    if (event.event === "title") conversation.title = event.title;
+    if (event.event === "title") {
+      conversation.title = event.title;
+      this.#events.onRun?.();
+    }
     entry.apply(event);
     if (event.event === "start") {
       hooks.onStart?.(event.user_message_id);
@@ -229,7 +232,7 @@ export class Session {
     } else if (!entry.running) {
       this.#events.onAnnounce?.(endAnnouncement(entry));
       this.#events.onRun?.();
-    } else if (!silent && event.event !== "title") {
+    } else if (!silent && event.event !== "title" && event.event !== "reset") {
       return; // Growing text needs no other change of the page.
     }
     this.#events.onChange();
