@@ -31,7 +31,8 @@ def conversations() -> Response:
 
 
 def conversation(conversation_id: str) -> Response:
-    found = current_state().runtime.store.conversation(conversation_id, base.owner())
+    owner = base.owner()
+    found = current_state().runtime.store.conversation(conversation_id, owner)
     if found is None:
         raise NotFound("There is no such conversation.")
     return base.json(found)
@@ -44,13 +45,15 @@ def change(conversation_id: str) -> Response:
 
 
 def delete(conversation_id: str) -> Response:
-    chat.delete(current_state().runtime, base.owner(), conversation_id)
+    owner = base.owner()
+    chat.delete(current_state().runtime, owner, conversation_id)
     return Response(status=204)
 
 
 def download(conversation_id: str) -> Response:
     """The conversation as a file: everything as JSON, or the branch that is shown as Markdown."""
-    found = current_state().runtime.store.conversation(conversation_id, base.owner())
+    owner = base.owner()
+    found = current_state().runtime.store.conversation(conversation_id, owner)
     if found is None:
         raise NotFound("There is no such conversation.")
     kind = request.args.get("format", "json")
