@@ -101,5 +101,6 @@ def clean(text: str) -> str:
     """A title out of what a model wrote: one line without thoughts, quotes, marks and invisible characters."""
     text = re.sub(r"(?s)^.*</think>", "", text)
     line = next((line for line in text.splitlines() if line.strip()), "")
-    line = re.sub(r"^(?:[#*\s]|title:)+", "", visible(line), flags=re.IGNORECASE).strip(" *_\"'“”„‘’«».")
+    line = re.sub(r"[*_`#]+", "", visible(line))  # a title is no Markdown
+    line = re.sub(r"^(?:\s|title:)+", "", line, flags=re.IGNORECASE).strip(" *_\"'“”„‘’«».")
     return line if len(line) <= LONGEST else line[:LONGEST].rsplit(" ", 1)[0] + "…"
