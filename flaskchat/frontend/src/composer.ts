@@ -5,6 +5,9 @@ import type { ReactiveControllerHost, TemplateResult } from "lit";
 import { square, up } from "./icons.ts";
 import type { Model } from "./protocol.ts";
 
+/** Models that can be overlooked in the browser's own list; among more, one can search. */
+const FEW = 8;
+
 export interface ComposerState {
   running: boolean;
   stopping: boolean;
@@ -17,6 +20,8 @@ export interface ComposerActions {
   send: (text: string) => void;
   stop: () => void;
   pick: (model: string) => void;
+  /** The reader wants to choose among many models. */
+  choose: (button: HTMLElement) => void;
 }
 
 export class Composer {
@@ -61,7 +66,17 @@ export class Composer {
         @compositionend=${() => (this.#composing = false)}
       ></textarea>
       <div class="tools">
-        ${state.models.length > 1
+        ${state.models.length > FEW
+          ? html`<button
+              type="button"
+              class="model"
+              aria-haspopup="listbox"
+              aria-label=${`Model: ${state.models.find((model) => model.id === picked)?.label ?? picked}`}
+              @click=${(event: Event) => this.#actions.choose(event.currentTarget as HTMLElement)}
+            >
+              ${state.models.find((model) => model.id === picked)?.label ?? picked}
+            </button>`
+          : state.models.length > 1
           ? html`<select aria-label="Model" @change=${this.#pick}>
               ${state.models.map(
                 (model) => html`<option value=${model.id} ?selected=${model.id === picked}>${model.label}</option>`,

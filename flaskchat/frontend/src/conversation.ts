@@ -116,6 +116,7 @@ export class Conversation {
   id: string | null = null;
   title = "";
   model: string | null = null;
+  systemPrompt = "";
   leaf: Entry | null = null;
   readonly #entries: Entry[] = [];
 
@@ -156,6 +157,7 @@ export class Conversation {
     this.id = data.id;
     this.title = data.title;
     this.model = data.model;
+    this.systemPrompt = data.system_prompt ?? "";
     for (const message of data.messages) {
       let entry = this.find(message.id);
       const parent = (message.parent_id && this.find(message.parent_id)) || null;

@@ -18,12 +18,13 @@ import { repeat } from "lit/directives/repeat.js";
 import { Api } from "./api.ts";
 import { Composer } from "./composer.ts";
 import type { Entry } from "./conversation.ts";
-import { down, menu } from "./icons.ts";
+import { down } from "./icons.ts";
 import { questionTemplate, ReplyView, replyTemplate } from "./message.ts";
+import type { Theme } from "./panels.ts";
 import type { Model } from "./protocol.ts";
 import { Follower } from "./scroll.ts";
 import { Session } from "./session.ts";
-import { Sidebar } from "./sidebar.ts";
+import { Shell } from "./shell.ts";
 import { styles } from "./styles.ts";
 
 export class FlaskChatElement extends LitElement {
@@ -33,6 +34,8 @@ export class FlaskChatElement extends LitElement {
     conversation: {},
     model: {},
     page: { type: Boolean },
+    compact: { type: Boolean },
+    theme: { reflect: true },
     heartbeat: { type: Number },
   };
 
@@ -40,18 +43,19 @@ export class FlaskChatElement extends LitElement {
   declare conversation: string | null;
   declare model: string | null;
   declare page: boolean;
+  declare compact: boolean;
+  declare theme: Theme;
+  declare readonly renderRoot: ShadowRoot;
   declare heartbeat: number;
 
   #api!: Api;
   #session!: Session;
   #models: Model[] = [];
-  #menu = false;
   #announcement = "";
   #follower: Follower | null = null;
   readonly #views = new WeakMap<Entry, ReplyView>();
   readonly #dirty = new Set<Entry>();
   #frame = 0;
-  #title = "";
 
   readonly #composer = new Composer(this, {
     send: (text) => {
@@ -64,16 +68,22 @@ export class FlaskChatElement extends LitElement {
       if (running) this.#session.stop(running);
     },
     pick: (model) => (this.#session.model = model),
+    choose: (button) => void this.#shell.use((panels) => panels.picker.open(button)),
   });
 
-  readonly #sidebar = new Sidebar(this, () => this.#api, {
+  readonly #shell = new Shell(this, {
+    api: () => this.#api,
+    session: () => this.#session,
+    models: () => this.#models,
+    pick: (model) => (this.#session.model = model),
     href: (id) => this.#href(id),
     open: (id) => {
-      this.#menu = false;
       this.#show(id);
       if (this.page && this.#href(id) !== location.pathname) history.pushState(null, "", this.#href(id));
-      this.#composer.focus();
+      this.#shell.home();
     },
+    announce: (words) => (this.#announcement = words),
+    write: () => this.#composer.focus(),
   });
 
   readonly #actions = {
@@ -94,19 +104,25 @@ export class FlaskChatElement extends LitElement {
     this.conversation = null;
     this.model = null;
     this.page = false;
+    this.compact = false;
+    this.theme = "auto";
     this.heartbeat = 15;
   }
 
   override connectedCallback(): void {
     super.connectedCallback();
-    this.#title ||= document.title;
     this.#api = new Api(this.endpoint);
     this.#session = new Session(
       this.#api,
       {
         onChange: () => this.requestUpdate(),
         onConversation: (id) => this.#named(id),
-        onRun: () => void this.#sidebar.refresh().then(() => this.#retitle()),
+        onRun: () => this.#shell.ran(),
+        onSent: (ids) => this.#tell("message-sent", ids),
+        onFinish: (end) => {
+          this.#shell.tab.finished(end.status === "done");
+          this.#tell("run-finished", end);
+        },
         onAnnounce: (words) => (this.#announcement = words),
         onReturn: (text) => this.#composer.giveBack(text),
       },
@@ -116,7 +132,7 @@ export class FlaskChatElement extends LitElement {
     if (!navigator.onLine) this.#session.offline = true;
     for (const [target, type, listener] of this.#listeners) target.addEventListener(type, listener);
     void this.#session.open(this.conversation);
-    void this.#sidebar.refresh();
+    this.#shell.connected();
     void this.#loadModels();
   }
 
@@ -124,7 +140,7 @@ export class FlaskChatElement extends LitElement {
     super.disconnectedCallback();
     for (const [target, type, listener] of this.#listeners) target.removeEventListener(type, listener);
     this.#session.close();
-    this.#sidebar.close();
+    this.#shell.disconnected();
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
   }
@@ -152,28 +168,21 @@ export class FlaskChatElement extends LitElement {
 
   protected override updated(): void {
     this.#follower?.grown();
-    if (this.page) {
-      const { title } = this.#session.conversation;
-      document.title = title ? `${title} · ${this.#title}` : this.#title;
-    }
+    this.#shell.updated();
   }
 
   protected override render(): TemplateResult {
     const session = this.#session;
-    const { id, title } = session.conversation;
+    const { title } = session.conversation;
     const branch = session.conversation.branch;
     const running = session.running;
     const empty = branch.length === 0 && !session.loading && !session.failure;
     return html`
-      <div class=${`app ${this.#menu ? "open" : ""} ${this.page ? "page" : ""}`} @keydown=${this.#key} @click=${this.#click}>
-        ${this.#sidebar.render(id, running !== null)}
-        <div class="backdrop" @click=${this.#toggle}></div>
-        <section class="main" aria-label="Chat">
-          <header>
-            <button class="plain menu" aria-label="Conversations" aria-expanded=${this.#menu} @click=${this.#toggle}>${menu}</button>
-            <div class="title" role="heading" aria-level=${this.page ? 1 : 2}>${title || (empty ? "New conversation" : "")}</div>
-          </header>
-          <div class="scroll" tabindex="0" role="group" aria-label="Messages">
+      <div class=${`app ${this.#shell.classes}`} @click=${this.#click}>
+        ${this.#shell.side()}
+        <section class="main" part="main" aria-label="Chat" ?inert=${this.#shell.covered}>
+          ${this.#shell.header(title || (empty ? "New conversation" : ""))}
+          <div class="scroll" part="messages" tabindex="0" role="group" aria-label="Messages">
             <div class="column messages">
               ${session.loading ? html`<p class="words going">Loading the conversation…</p>` : nothing}
               ${session.failure ? this.#failure(session.failure) : nothing}
@@ -193,6 +202,7 @@ export class FlaskChatElement extends LitElement {
               ${this.#follower?.following === false
                 ? html`<button class="end" @click=${this.#toEnd}>${down}<span>${running ? "Follow the reply" : "To the end"}</span></button>`
                 : nothing}
+              ${this.#shell.notice()}
               ${session.problem ? html`<p class="problem" role="alert">${session.problem}</p>` : nothing}
               ${this.#composer.render({
                 running: running !== null,
@@ -204,6 +214,7 @@ export class FlaskChatElement extends LitElement {
             </div>
           </footer>
         </section>
+        ${this.#shell.overlays()}
         <p class="unseen" role="status" aria-live="polite">${this.#announcement}</p>
       </div>
     `;
@@ -268,26 +279,23 @@ export class FlaskChatElement extends LitElement {
     this.#announcement = "";
     void this.#session.open(id);
     this.#follower?.toEnd();
+    this.#tell("conversationchange", { id });
   }
 
   /** The conversation on the page has been given its id. */
   #named(id: string): void {
     this.conversation = id;
     if (this.page) history.pushState(null, "", this.#href(id));
-    this.dispatchEvent(new CustomEvent("conversationchange", { detail: { id }, bubbles: true, composed: true }));
+    this.#tell("conversationchange", { id });
   }
 
-  /** A better title may come after the reply: then only the list has it. */
-  #retitle(): void {
-    const { conversation } = this.#session;
-    if (conversation.id) conversation.title = this.#sidebar.title(conversation.id) || conversation.title;
-    this.requestUpdate();
+  /** For the host's page, which sees no further into the element than its events. */
+  #tell(type: string, detail: object): void {
+    this.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
   }
 
   #looked(): void {
-    if (document.hidden) return;
-    this.#session.wake();
-    void this.#sidebar.refresh().then(() => this.#retitle());
+    if (!document.hidden) this.#session.wake();
   }
 
   async #loadModels(): Promise<void> {
@@ -299,16 +307,7 @@ export class FlaskChatElement extends LitElement {
     }
   }
 
-  readonly #toggle = (): void => {
-    this.#menu = !this.#menu;
-    this.requestUpdate();
-  };
-
   readonly #toEnd = (): void => this.#follower?.toEnd();
-
-  readonly #key = (event: KeyboardEvent): void => {
-    if (event.key === "Escape" && this.#menu) this.#toggle();
-  };
 
   /** The Copy buttons of code blocks, which are no part of a template. */
   readonly #click = (event: Event): void => {

@@ -19,6 +19,10 @@ export interface SessionEvents {
   onConversation?: (id: string) => void;
   /** A reply began or ended: the list of conversations looks different now. */
   onRun?: () => void;
+  /** The server has taken a question. */
+  onSent?: (ids: { conversation: string; message: string; run: string }) => void;
+  /** A reply that was followed has ended. */
+  onFinish?: (end: { conversation: string | null; message: string | null; run: string | null; status: Status }) => void;
   /** For a screen reader. */
   onAnnounce?: (words: string) => void;
   /** The user's text comes back: it was not accepted. */
@@ -221,6 +225,9 @@ export class Session {
     entry.apply(event);
     if (event.event === "start") {
       hooks.onStart?.(event.user_message_id);
+      if (hooks.onStart) {
+        this.#events.onSent?.({ conversation: event.conversation_id, message: event.user_message_id, run: event.run_id });
+      }
       conversation.title ||= event.title;
       conversation.model = event.model;
       if (conversation.id === null) {
@@ -231,6 +238,7 @@ export class Session {
       this.#events.onRun?.();
     } else if (!entry.running) {
       this.#events.onAnnounce?.(endAnnouncement(entry));
+      this.#events.onFinish?.({ conversation: conversation.id, message: entry.id, run: entry.runId, status: entry.status });
       this.#events.onRun?.();
     } else if (!silent && event.event !== "title" && event.event !== "reset") {
       return; // Growing text needs no other change of the page.
