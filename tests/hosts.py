@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from werkzeug.test import TestResponse
 
 from flaskchat import FlaskChat, Request
+
+PROBLEM = "application/problem+json"
+ID = {"conversation_id": r"c_[\w-]{20,}", "message_id": r"m_[\w-]{20,}", "run_id": r"run_[\w-]{20,}"}
 
 
 def parrot(request: Request) -> Iterator[str]:
@@ -47,3 +51,16 @@ def host(folder: Path, *, url_prefix: str | None = None, identity: Any = None, *
 def send(text: str = "hello you", client_id: str = "first", **more: Any) -> dict[str, Any]:
     """The body of a `POST /conversation`."""
     return {"message": {"id": client_id, "text": text}, **more}
+
+
+def problem(response: TestResponse, status: int, code: str) -> dict[str, Any]:
+    """The response's problem document, once it is one."""
+    assert response.status_code == status, response.text
+    assert response.content_type == PROBLEM
+    body = response.json
+    assert isinstance(body, dict)
+    assert (body["status"], body["code"]) == (status, code)
+    for member in ("type", "title", "detail", "code"):
+        assert isinstance(body[member], str)
+        assert body[member]
+    return body
