@@ -172,12 +172,12 @@ class ModelBusy(ModelError):
     """429 or 5xx before the first byte of the reply. The one error that is retried, as Retry-After asks."""
 
     code = "model_busy"
-    message = "The model's server is busy. Try again in a moment."
+    message = "The model's server is busy, or failed to begin. Try again in a moment."
 
 
 class ModelTimeout(ModelError):
     code = "model_timeout"
-    message = "The model stayed silent for too long. What it had written is kept."
+    message = "The model stayed silent for too long."
 
 
 class ModelClosedEarly(ModelError):

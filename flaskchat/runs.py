@@ -115,6 +115,8 @@ class Runs:
             raise Unavailable("This worker could not renew its lease.", code="store_unavailable", retry_after=2)
         if not begun.created:
             return begun, None
+        if self._titles is not None:
+            self._titles.drop(begun.conversation_id)
         feed = Feed(begun, self._live.add(LiveRun(begun.run_id, own=True)), self._settings.max_reply_bytes)
         self._pump.add(feed)
         if self.on_started is not None:
@@ -184,8 +186,12 @@ class Runs:
 
         :param asked_at: monotonic time of the Stop, from which the closing of the model's connection is measured.
         """
+        if feed.over():
+            return  # whoever was first closes the source, and the verdict waits for that
         feed.closing = True
         if feed.decide(terminal):
+            if self._titles is not None:
+                self._titles.drop(feed.begun.conversation_id)
             closed = self._pump.let_go(feed)
             if closed and asked_at is not None:
                 feed.upstream_closed_ms = round(max(0.0, time.monotonic() - asked_at) * 1000, 1)
@@ -262,6 +268,8 @@ class Runs:
                 self.end(feed, feed.blame(ModelTimeout(detail)))
             elif self._drain_until is not None and now >= self._drain_until:
                 self.end(feed, Interrupted(LEAVING))
+        if self._titles is not None:
+            self._titles.check(now)
         for run_id, asked_at in list(self._early_stops.items()):
             if now - asked_at > FORGET_STOP:
                 del self._early_stops[run_id]

@@ -89,6 +89,13 @@ def spawn(function: Callable[..., object], *args: object, name: str = "flaskchat
     return _Thread(thread)
 
 
+def _outcome(function: Callable[..., object], args: Any, kwargs: Any) -> tuple[object, BaseException | None]:
+    try:
+        return function(*args, **kwargs), None
+    except BaseException as error:
+        return None, error
+
+
 class Offloader:
     """A few native threads for calls that may wait in C (a database lock, a file's sync), so that the hub never does.
 
@@ -110,12 +117,16 @@ class Offloader:
             from gevent.threadpool import ThreadPool
 
             self._pool = ThreadPool(self._size)
-        result = self._pool.spawn(function, *args, **kwargs)
+        # The exception is carried back as a value: the pool would print every one, also those that are answers.
+        result = self._pool.spawn(_outcome, function, args, kwargs)
         try:
-            return result.get()  # type: ignore[no-any-return]
+            value, error = result.get()
         except BaseException:
             result.wait()
             raise
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
 
     def close(self) -> None:
         if self._pool is not None:

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from . import tasks
 from .errors import FlaskChatError
@@ -21,8 +22,10 @@ from .store.sql import Store
 
 logger = logging.getLogger("flaskchat")
 
-PATIENCE = 20.0
-"""Seconds after which a title is not worth having."""
+PATIENCE = 60.0
+"""Seconds after which a title is not worth having; a model on this machine may first write the reply."""
+LOOK = 0.5
+"""Seconds between looks at whether a question is still wanted."""
 LONGEST = 80
 QUESTION_CHARS = 2000
 ASK = (
@@ -31,7 +34,16 @@ ASK = (
 )
 
 
+class _Question(NamedTuple):
+    conversation_id: str
+    source: Source
+    task: tasks.Task
+    until: float
+
+
 class Titles:
+    """The questions for a title that are under way. They give way to the next question of a person."""
+
     def __init__(
         self, store: Store, resolve: Callable[[str], tuple[Provider, str]], touch: Callable[[Feed], None]
     ) -> None:
@@ -39,7 +51,7 @@ class Titles:
         self._store = store
         self._resolve = resolve
         self._touch = touch
-        self._tasks: set[tasks.Task] = set()
+        self._questions: list[_Question] = []
 
     def begin(self, feed: Feed) -> None:
         """Ask for the title of the conversation that this run begins, if it does and its model can be asked."""
@@ -49,13 +61,32 @@ class Titles:
         provider, name = self._resolve(begun.model)
         if not getattr(provider, "writes_titles", False):
             return
-        self._tasks = {task for task in self._tasks if task.is_alive()}
-        self._tasks.add(tasks.spawn(self._ask, feed, provider, name, name="flaskchat-title"))
+        turn = Turn("user", ASK + begun.turns[0].text[:QUESTION_CHARS])
+        source = provider.source(Request(model=name, turns=[turn], stream=False, owner=begun.owner))
+        task = tasks.spawn(self._ask, feed, source, name="flaskchat-title")
+        self._questions.append(_Question(begun.conversation_id, source, task, time.monotonic() + PATIENCE))
 
-    def _ask(self, feed: Feed, provider: Provider, name: str) -> None:
+    def drop(self, conversation_id: str) -> None:
+        """Ask no more for this conversation's title: a model that serves one request at a time is wanted for better."""
+        for question in self._questions:
+            if question.conversation_id == conversation_id:
+                question.source.close()
+
+    def check(self, now: float) -> None:
+        """Looked at by the pump: a title that takes too long is not worth having."""
+        for question in self._questions:
+            if now > question.until:
+                question.source.close()
+        self._questions = [question for question in self._questions if question.task.is_alive()]
+
+    def close(self) -> None:
+        for question in self._questions:
+            question.source.close()
+            question.task.kill()
+        self._questions.clear()
+
+    def _ask(self, feed: Feed, source: Source) -> None:
         begun = feed.begun
-        question = Turn("user", ASK + begun.turns[0].text[:QUESTION_CHARS])
-        source = provider.source(Request(model=name, turns=[question], stream=False, owner=begun.owner))
         try:
             title = clean(answer(source))
             if title and self._store.retitle(begun.conversation_id, begun.title, title):
@@ -68,17 +99,12 @@ class Titles:
         finally:
             source.close()
 
-    def close(self) -> None:
-        for task in self._tasks:
-            task.kill()
-        self._tasks.clear()
-
 
 def answer(source: Source) -> str:
-    """A whole answer's text; empty when it did not come in time."""
+    """A whole answer's text. Waits until it is there or the source is closed from elsewhere; empty then."""
     source.open()
-    text, until = "", time.monotonic() + PATIENCE
-    while (left := until - time.monotonic()) > 0:
+    text = ""
+    while True:
         for event in source.read():
             if isinstance(event, Delta):
                 text += event.text
@@ -86,10 +112,9 @@ def answer(source: Source) -> str:
                 return text
         fd = source.fileno()
         if fd is None:
-            break
+            return ""
         if not getattr(source, "pending", False):
-            tasks.wait_readable(fd, left)
-    return ""
+            tasks.wait_readable(fd, LOOK)
 
 
 def visible(text: str) -> str:

@@ -15,7 +15,17 @@ def turns(request: Request) -> list[Turn]:
 
     Ending with the model's own turn would be the plain way, but few servers take that as a beginning to be continued:
     OpenAI's answers anew, and Anthropic's refuses it for its newer models.
+
+    Questions that got no answer are joined with the next one: many chat templates refuse two turns of one role in a
+    row.
     """
-    if not request.partial:
-        return request.turns
-    return [*request.turns, Turn("assistant", request.partial), Turn("user", CONTINUE)]
+    given = list(request.turns)
+    if request.partial:
+        given += [Turn("assistant", request.partial), Turn("user", CONTINUE)]
+    joined: list[Turn] = []
+    for turn in given:
+        if joined and joined[-1].role == turn.role:
+            joined[-1] = Turn(turn.role, f"{joined[-1].text}\n\n{turn.text}")
+        else:
+            joined.append(turn)
+    return joined
