@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from .config import Settings
 from .errors import Invalid, NotFound, NotJSON
-from .readers import Finished, Reader
+from .readers import Reader
 from .runtime import Runtime
 from .store.base import Command
 from .store.change import Change
@@ -108,19 +108,20 @@ def _invalid(wrong: list[tuple[str, str]]) -> Invalid:
     return Invalid(f"Not valid: {fields}.", errors=[{"field": field, "reason": reason} for field, reason in wrong])
 
 
-def converse(runtime: Runtime, owner: str, command: Command, sock: Any) -> tuple[str, Reader | Finished]:
+def converse(runtime: Runtime, owner: str, command: Command, sock: Any) -> tuple[str, Reader]:
     """Begin the run that a command asks for, or find the one it began before, and follow it from its start.
 
     :param sock: the client's socket, where the server gives it.
     :returns: the run's id and the response's body.
     """
     runtime.readers.admit()
-    begun, live = runtime.runs.start(owner, command)
-    if live is not None:
-        return begun.run_id, runtime.readers.attach(live, 0, sock)
-    stream = runtime.readers.follow(begun.run_id, owner, None, sock)
-    assert stream is not None, "a run's log has a start event"
-    return begun.run_id, stream
+    with runtime.readers.place():
+        begun, live = runtime.runs.start(owner, command)
+        if live is not None:
+            return begun.run_id, runtime.readers.attach(live, 0, sock)
+        stream = runtime.readers.join(begun.run_id, owner, None, sock)
+        assert stream is not None, "a run's log has a start event"
+        return begun.run_id, stream
 
 
 _decode_change = msgspec.json.Decoder(Change).decode

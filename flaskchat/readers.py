@@ -127,19 +127,6 @@ class Reader:
             self._owner.detach(self)
 
 
-class Finished:
-    """One response with the events of a finished run."""
-
-    def __init__(self, data: bytes) -> None:
-        self._chunks = iter([data[i : i + CHUNK] for i in range(0, len(data), CHUNK)])
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        pass
-
-
 class Readers:
     """All readers of one worker."""
 
@@ -163,12 +150,15 @@ class Readers:
         return len(self._open)
 
     def admit(self) -> None:
-        """Whether one more stream has a place here.
+        """Whether one more stream, or a run, has a place here.
 
         :raises Unavailable: `full`, `draining` or `log_unavailable`.
         """
         if self.leaving:
             raise Unavailable("This worker is leaving; try again.", code="draining", retry_after=1)
+        self._check_places()
+
+    def _check_places(self) -> None:
         if len(self._open) + self._places >= self.capacity:
             raise Unavailable("All streams of this worker are taken.", code="full", retry_after=2)
         since = self.pump.unavailable_since
@@ -177,7 +167,9 @@ class Readers:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Count a stream that follows no run among the open ones."""
+        """Count a stream among the open ones that follows no run, or none yet: while it asks the store, others must not
+        be admitted to the same place.
+        """
         self._places += 1
         try:
             yield
@@ -186,21 +178,30 @@ class Readers:
 
     # -- attaching -------------------------------------------------------------------------------------------------
 
-    def follow(self, run_id: str, owner: str, last_event_id: str | None, sock: Any) -> Reader | Finished | None:
+    def follow(self, run_id: str, owner: str, last_event_id: str | None, sock: Any) -> Reader | None:
         """A response that follows a run, from wherever it is.
+
+        A worker that is leaving answers too, with what is there, and ends: a browser's EventSource takes any status but
+        200 for the end, and until the worker's sockets are closed it gets its share of the connections.
 
         :param last_event_id: as the client sent it; absent: from the start.
         :returns: None when the cursor stands at the terminal event (204).
         :raises NotFound: no such run, or not this owner's.
         :raises Unavailable: no place for one more stream.
         """
-        self.admit()
+        self._check_places()
+        with self.place():
+            return self.join(run_id, owner, last_event_id, sock)
+
+    def join(self, run_id: str, owner: str, last_event_id: str | None, sock: Any) -> Reader | None:
+        """As `follow`, for whoever has a place already."""
         run = self._locate(run_id, owner)
         cursor = _cursor(last_event_id)
         if run is None:
-            return self._finished(run_id, cursor)
+            return self._finished(run_id, cursor, sock)
         if cursor is None or cursor > run.last_seq:
-            return self.attach(run, run.last_seq, sock, first=self._reset(run))
+            reset = self._reset(run)
+            return self.attach(run, reset.seq, sock, first=sse.encode_reset(reset))
         if run.ended and cursor == run.last_seq:
             return None
         return self.attach(run, cursor, sock)
@@ -266,7 +267,8 @@ class Readers:
                 ) from None
         return run
 
-    def _finished(self, run_id: str, cursor: int | None) -> Finished | None:
+    def _finished(self, run_id: str, cursor: int | None, sock: Any) -> Reader | None:
+        """The events of a run that has ended, as one more reader: it may be long, and its client stall or leave."""
         frames = self._store.frames(run_id) or b""
         start = 0
         if cursor is not None and cursor > 0:
@@ -275,33 +277,49 @@ class Readers:
                 if frames.startswith(b"id: %d\n" % cursor) or b"\n\nid: %d\n" % cursor in frames:
                     return None
                 cursor = None
-        retry = sse.retry(int(self._retry * 1000))
+        first = b""
         if cursor is None:
             # The terminal event follows the reset, so that whoever lost its place still learns how the run ended.
             start = frames.rfind(b"\n\nid: ") + 2
             last = int(frames[start + 4 : frames.index(b"\n", start)])
-            return Finished(retry + sse.encode_reset(Reset(last - 1, Replay([frames]).text)) + frames[start:])
-        return Finished(retry + frames[start:])
+            first = sse.encode_reset(Reset(last - 1, Replay([frames]).text))
+        run = LiveRun(run_id, own=True)
+        run.extend([frames[at : at + CHUNK] for at in range(start, len(frames), CHUNK)], True)
+        self.pump.poller.ring()  # an idle pump looks at its readers seldom
+        return self.attach(run, 0, sock, first=first)
 
-    def _reset(self, run: LiveRun) -> bytes:
-        return sse.encode_reset(Reset(run.last_seq, Replay(self._past(run)).text))
+    def _reset(self, run: LiveRun) -> Reset:
+        """:raises Unavailable: what memory has let go of is not to be had."""
+        seq = run.last_seq  # before the log is read: the run goes on meanwhile
+        try:
+            past = self._past(run)[:seq]
+        except LogUnavailable:
+            past = []
+        if len(past) < seq:
+            raise Unavailable("Replies cannot be read at the moment.", code="log_unavailable", retry_after=2)
+        return Reset(seq, Replay(past).text)
 
     def _past(self, run: LiveRun) -> list[bytes]:
+        """The run's frames from the first one on; fewer than there were when some have left the log."""
         if run.base == 0:
             return list(run.frames)
         past: list[bytes] = []
         for entry in self.pump.read(run.run_id):
-            past.extend(entry.frames[max(len(past) + 1 - entry.seq, 0) :])
-        return past[: run.last_seq]
+            if entry.seq > len(past) + 1:
+                break
+            past.extend(entry.frames[len(past) + 1 - entry.seq :])
+        return past
 
     def from_log(self, reader: Reader) -> bytes:
         """Events that memory has let go of."""
+        run = reader.run
         try:
-            past = self._past(reader.run)[reader.cursor : reader.run.base]
+            past = self._past(run)[reader.cursor : run.base]
         except LogUnavailable:
             past = []
-        if not past:
-            reader.run.close()
+        if not past:  # who comes back finds the run anew, or its end in the store
+            self._live.drop(run.run_id)
+            run.close()
         reader.cursor += len(past)
         return b"".join(past)
 

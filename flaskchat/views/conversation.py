@@ -5,13 +5,13 @@ from __future__ import annotations
 from flask import Blueprint, Response, request
 
 from .. import chat
-from ..readers import Finished, Reader
+from ..readers import Reader
 from ..security import STREAM_HEADERS
 from ..state import current_state
 from . import base
 
 
-def stream(run_id: str, frames: Reader | Finished) -> Response:
+def stream(run_id: str, frames: Reader) -> Response:
     """A response that hands the iterator to the server as it is.
 
     No `stream_with_context`: a reader needs no context, and one kept for the length of a stream would keep the

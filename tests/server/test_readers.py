@@ -1,0 +1,364 @@
+"""Readers: heartbeats, clients that vanish or stall, cursors that mean nothing, capacity, memory let go of (P2, P8)."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from flaskchat import sse
+from tests.conftest import Server
+from tests.server.client import Client, Stream, deadline, seqs, text
+
+SETTINGS = {
+    "FLASKCHAT_MODEL": "lines",
+    "FLASKCHAT_MODELS": "silent,count",
+    "FLASKCHAT_HEARTBEAT": "0.3",
+    "FLASKCHAT_STALL_TIMEOUT": "1",
+    "FLASKCHAT_DRAIN": "1",
+    "FLASKCHAT_LIVE_BYTES": "65536",
+    "FLASKCHAT_MAX_REPLY_BYTES": str(64 << 20),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests that leave it as they found it: two workers, short times, little memory for runs."""
+    folder = tmp_path_factory.mktemp("readers")
+    server = Server(folder, SETTINGS, workers=2, kind="gevent", app="tests.server.faulty:app", args=[])
+    yield server
+    server.close()
+    print(server.log())
+
+
+@pytest.fixture
+def one(serve: Callable[..., Server]) -> Callable[..., Server]:
+    def start(**more: object) -> Server:
+        args = more.pop("args", [])
+        settings = {**SETTINGS, **{f"FLASKCHAT_{key.upper()}": value for key, value in more.items()}}
+        return serve(settings, workers=1, app="tests.server.faulty:app", args=args)
+
+    return start
+
+
+def streams_open(client: Client, worker: int) -> int:
+    return int(client.request("GET", "/readyz", connection=client.connect_to(worker)).json()["streams"])
+
+
+def raw_request(server: Server, client: Client, method: str, path: str, body: object = None) -> socket.socket:
+    """A request on a socket with a small receive buffer, whose answer nobody reads."""
+    data = b"" if body is None else json.dumps(body).encode()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", server.port))
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nCookie: {client.cookie}\r\nContent-Type: application/json\r\n"
+    sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return sock
+
+
+def other_worker(server: Server, stream: Stream) -> int:
+    return next(pid for pid in server.workers() if pid != stream.worker)
+
+
+def lines(number: int) -> str:
+    return "".join(f"{n:06d}".ljust(1023, ".") + "\n" for n in range(number))
+
+
+# -- heartbeats ------------------------------------------------------------------------------------------------------
+
+
+def test_silence_is_broken_by_a_bare_comment_line_on_either_worker(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("x", model="silent")
+    stream.take(2)
+    foreign = client.follow(stream.run_id, 2, connection=client.connect_to(other_worker(shared, stream)))
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda s=s: found.append(read_for(s, 1.5))) for s in (stream, foreign)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    client.stop(stream.run_id)
+    assert len(found) == 2
+    for beats in found:
+        assert set(beats.split(b"\n")) == {b": hb", b""}
+        assert b"\n\n" not in beats
+        assert 2 <= beats.count(b": hb\n") <= 8, "one every 0.3 s"
+
+
+def read_for(stream: Stream, seconds: float) -> bytes:
+    """What comes in so many seconds; the connection stays as it is."""
+    found, until = b"", time.monotonic() + seconds
+    while time.monotonic() < until:
+        data = stream.response.read1(65536)
+        assert data
+        found += data
+    return found
+
+
+def test_a_stream_that_moves_gets_no_heartbeat(shared: Server) -> None:
+    stream = shared.client().send("60 50", model="count")
+    stream.rest()
+    assert stream.heartbeats == 0
+
+
+def test_the_first_frame_has_the_retry_though_a_heartbeat_came_before_it(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("x", model="silent")
+    stream.take(2)
+    late = client.follow(stream.run_id, 2)
+    beat = late.response.read1(65536)
+    assert beat == b": hb\n"
+    client.stop(stream.run_id)
+    (frame,) = late.rest()
+    assert frame.event == "stopped"
+    assert late.raw.lstrip(b": hb\n").startswith(b"retry: ")
+
+
+# -- clients that go or stall ----------------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_client_that_vanished_is_free_at_once(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("x", model="silent")
+    stream.take(2)
+    own, other = stream.worker, other_worker(shared, stream)
+    foreign = client.follow(stream.run_id, 2, connection=client.connect_to(other))
+    assert (streams_open(client, own), streams_open(client, other)) == (1, 1)
+    for left, worker in ((stream, own), (foreign, other)):
+        left.close()
+        left_at = time.monotonic()
+        for _ in deadline(5, "the place to be free"):
+            if streams_open(client, worker) == 0:
+                break
+        assert time.monotonic() - left_at < 0.25, "it was noticed with the next heartbeat only"
+    client.stop(stream.run_id)
+
+
+def memory(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def test_clients_that_do_not_read_are_cut_off_and_slow_nobody(shared: Server) -> None:
+    """A run of 20 MB, six clients that read nothing of it, and one that reads all."""
+    client = shared.client()
+    client.json("/conversations")
+    client_id = uuid.uuid4().hex
+    body = {"message": {"id": client_id, "text": "6000 3000"}}
+    stalled = [raw_request(shared, client, "POST", "/conversation", body)]
+    stream = client.send("6000 3000", client_id=client_id)
+    stalled += [raw_request(shared, client, "GET", f"/runs/{stream.run_id}/events") for _ in range(5)]
+    before = {pid: memory(pid) for pid in shared.workers()}
+    began = time.monotonic()
+    most = 0
+    for frame in stream:
+        assert frame
+        most = max(most, *(memory(pid) - before[pid] for pid in before))
+    assert text(stream.frames) == lines(6000)
+    took = time.monotonic() - began
+    print(f"{took:.1f} s for 6 MB; {most >> 20} MiB more memory at most")
+    assert most < 60 << 20
+    for _ in deadline(5, "the stalled clients' places to be free"):
+        if sum(streams_open(client, pid) for pid in shared.workers()) == 0:
+            break
+    for sock in stalled:
+        sock.close()
+
+
+def test_a_client_that_does_not_read_a_finished_run_is_cut_off_too(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("16000 0")
+    stream.rest()
+    stalled = [raw_request(shared, client, "GET", f"/runs/{stream.run_id}/events") for _ in range(3)]
+    for _ in deadline(5, "the stalled clients to be counted"):
+        if sum(streams_open(client, pid) for pid in shared.workers()) == 3:
+            break
+    for _ in deadline(8, "the stalled clients' places to be free"):
+        if sum(streams_open(client, pid) for pid in shared.workers()) == 0:
+            break
+    for sock in stalled:
+        sock.close()
+
+
+# -- cursors that mean nothing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cursor", ["999999", "x", "-1", "1.5", "9" * 30, "\u00b2"])
+def test_a_cursor_that_means_nothing_gets_one_reset_then_live(shared: Server, cursor: str) -> None:
+    client = shared.client()
+    stream = client.send("60 60", model="count")
+    stream.take(20)
+    results = {}
+    for worker in shared.workers():
+        connection = client.connect_to(worker)
+        headers = {"Last-Event-ID": cursor.encode("utf-8").decode("latin-1")}
+        results[worker] = client.request("GET", f"/runs/{stream.run_id}/events", headers=headers, connection=connection)
+    whole = "".join(f"word{n} ü€😀 " for n in range(60))
+    for found in results.values():
+        frames = found.rest()
+        assert [frame.event for frame in frames].count("reset") == 1
+        reset = json.loads(frames[0].data)
+        assert frames[0].event == "reset"
+        assert frames[0].id == ""
+        assert reset["text"] + text(frames) == whole
+        assert seqs(frames[1:]) == list(range(reset["seq"] + 1, reset["seq"] + len(frames)))
+        assert frames[-1].event == "done"
+    stream.rest()
+    finished = client.request("GET", f"/runs/{stream.run_id}/events", headers=headers)
+    reset_frame, last = finished.rest()
+    assert json.loads(reset_frame.data)["text"] == whole
+    assert json.loads(reset_frame.data)["seq"] + 1 == int(last.id)
+    assert last.event == "done"
+
+
+def test_the_query_s_cursor_counts_where_there_is_no_header(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("5 0", model="count")
+    last = int(stream.rest()[-1].id)
+    assert client.get(f"/runs/{stream.run_id}/events?last_event_id={last}").status == 204
+    assert seqs(client.get(f"/runs/{stream.run_id}/events?last_event_id={last - 1}").rest()) == [last]
+    header = {"Last-Event-ID": str(last)}
+    assert client.get(f"/runs/{stream.run_id}/events?last_event_id=1", headers=header).status == 204
+
+
+def test_the_end_is_204_on_both_workers_at_once_and_later(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("5 0", model="count")
+    last = stream.rest()[-1]
+    for worker in shared.workers():
+        for cursor, status in ((last.id, 204), (int(last.id) - 1, 200), (0, 200)):
+            found = client.follow(stream.run_id, cursor, connection=client.connect_to(worker))
+            assert found.status == status
+            found.response.read()
+
+
+# -- memory let go of ------------------------------------------------------------------------------------------------
+
+
+def test_what_memory_has_let_go_of_is_read_from_the_log(shared: Server) -> None:
+    """The other worker holds 64 kB of a run of 400 kB; its readers begin at the start, behind, and nowhere."""
+    client = shared.client()
+    stream = client.send("400 100")
+    other = other_worker(shared, stream)
+    failures: list[str] = []
+
+    def check(cursor: str, reader: Stream) -> None:
+        frames = reader.rest()
+        numbered = [frame for frame in frames if frame.event != "reset"]
+        if seqs(numbered) != list(range(int(numbered[0].id), int(numbered[-1].id) + 1)):
+            failures.append(f"{cursor}: a gap or a copy: {seqs(numbered)}")
+        said = "".join(json.loads(frame.data)["text"] for frame in frames if frame.event in ("reset", "delta"))
+        if not lines(400).endswith(said) or (cursor in ("0", "ahead", "99999") and said != lines(400)):
+            failures.append(f"{cursor}: not the text")
+        if frames[-1].event != "done":
+            failures.append(f"{cursor}: ended with {frames[-1].event}")
+
+    threads = []
+
+    def read(cursor: str, reader: Stream) -> None:
+        threads.append(threading.Thread(target=check, args=(cursor, reader)))
+        threads[-1].start()
+
+    read("0", stream)
+    first = client.follow(stream.run_id, connection=client.connect_to(other))  # the other worker follows from now on
+    read("0", first)
+    for _ in deadline(10, "more of the run than is held"):
+        if len(first.frames) > 150:
+            break
+    for cursor in ("0", "3", "100", "ahead", "99999"):
+        read(cursor, client.follow(stream.run_id, cursor, connection=client.connect_to(other)))
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+
+
+# -- capacity --------------------------------------------------------------------------------------------------------
+
+
+def test_above_capacity_streams_are_refused_and_health_and_stop_get_through(one: Callable[..., Server]) -> None:
+    server = one(args=["--worker-connections", "20"])
+    client = server.client()
+    capacity = client.json("/readyz")["capacity"]
+    assert capacity == 18
+    streams = [client.send("x", model="silent") for _ in range(capacity)]
+    assert {stream.status for stream in streams} == {200}
+    refused = client.send("x", model="silent")
+    assert refused.status == 503
+    assert refused.json()["code"] == "full"
+    assert 0 < int(refused.headers["Retry-After"]) < 60
+    refused.close()
+    refused = client.follow(streams[0].run_id)
+    assert (refused.status, refused.json()["code"]) == (503, "full")
+    refused.close()
+    health = client.get("/healthz")
+    assert health.status == 200
+    health.close()
+    ready = client.get("/readyz")
+    assert (ready.status, list(ready.json()["wrong"])) == (503, ["full"])
+    ready.close()
+    assert client.stop(streams[0].run_id)["state"] == "stopped"
+    streams[0].rest()
+    for _ in deadline(5, "the place to be free"):
+        again = client.send("x", model="silent")
+        if again.status == 200:
+            break
+        again.close()
+
+
+def test_a_burst_of_questions_is_not_let_in_above_capacity(one: Callable[..., Server]) -> None:
+    """All ask at once, while none has its stream yet."""
+    server = one(max_streams=5)
+    clients = [server.client() for _ in range(16)]
+    for client in clients:
+        client.json("/conversations")
+    barrier = threading.Barrier(16)
+    found: list[Stream] = []
+
+    def ask(client: Client) -> None:
+        barrier.wait()
+        found.append(client.send("x", model="silent"))
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = [stream.status for stream in found]
+    assert statuses.count(200) <= 5, statuses
+    assert statuses.count(200) + statuses.count(503) == 16
+
+
+def test_the_only_place_is_enough_to_ask_twice_for_the_same(one: Callable[..., Server]) -> None:
+    server = one(max_streams=1)
+    client = server.client()
+    stream = client.send("5 0", model="count", client_id="same")
+    frames = stream.rest()
+    again = client.send("5 0", model="count", client_id="same")
+    assert [frame[1:] for frame in again.rest()] == [frame[1:] for frame in frames]
+
+
+def test_frames_of_one_run_are_the_same_bytes_everywhere(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("30 60", model="count")
+    other = client.follow(stream.run_id, connection=client.connect_to(other_worker(shared, stream)))
+    bodies = []
+    for found in (stream, other):
+        found.rest()
+        bodies.append(found.raw.partition(b"\n")[2])
+    finished = client.follow(stream.run_id)
+    finished.rest()
+    bodies.append(finished.raw.partition(b"\n")[2])
+    assert len(set(bodies)) == 1
+    assert bodies[0].startswith(sse.encode(1, sse_start(stream)))
+
+
+def sse_start(stream: Stream):  # type: ignore[no-untyped-def]
+    from flaskchat.models import Start
+
+    return Start(**json.loads(stream.frames[0].data))
