@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from flask import Blueprint, Response, request
 
 from .. import chat, export
@@ -11,6 +13,8 @@ from . import base
 
 PAGE = 30
 PAGE_MOST = 100
+CURSOR = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
+"""What a page's cursor looks like; too short for whatever is costly to decode."""
 
 
 def conversations() -> Response:
@@ -21,11 +25,11 @@ def conversations() -> Response:
         raise Invalid(
             "Not valid: limit.", errors=[{"field": "limit", "reason": f"expected a whole number from 1 to {PAGE_MOST}"}]
         )
+    cursor = request.args.get("cursor") or None
+    if cursor is not None and not CURSOR.match(cursor):
+        raise Invalid("The cursor is not one of ours.", errors=[{"field": "cursor", "reason": "unknown"}])
     page = current_state().runtime.store.conversations(
-        owner,
-        query=request.args.get("q", "")[:200],
-        cursor=request.args.get("cursor") or None,
-        limit=limit,
+        owner, query=request.args.get("q", "")[:200], cursor=cursor, limit=limit
     )
     return base.json(page)
 
