@@ -98,7 +98,7 @@ def _read(data: bytes, decode: Callable[[bytes], T]) -> T:
     except msgspec.ValidationError as error:
         place = _PLACE.match(str(error))
         assert place is not None
-        raise _invalid([(place["field"] or "", place["reason"])]) from None
+        raise _invalid([(place["field"] or "", place["reason"][:200])]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise NotJSON("The body is not JSON in UTF-8.") from None
 
