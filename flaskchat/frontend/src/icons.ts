@@ -10,4 +10,4 @@ export const plus = icon("M12 5v14M5 12h14");
 export const up = icon("M12 19V5M5.5 11.5 12 5l6.5 6.5");
 export const down = icon("M12 5v14M5.5 12.5 12 19l6.5-6.5");
 export const square = icon("M7 7h10v10H7z");
-export const dots = icon("M5 12h.01M12 12h.01M19 12h.01");
+export const dots = icon("M5 11.5v1M12 11.5v1M19 11.5v1");

@@ -128,13 +128,15 @@ export class Panels {
           ]
         : []),
       ...(theme
-        ? (["auto", "light", "dark"] as const).map((each) => ({
-            label: { auto: "As the system is", light: "Light", dark: "Dark" }[each],
-            checked: each === theme,
-            action: () => this.#context.setTheme(each),
-          }))
+        ? [
+            ...(["auto", "light", "dark"] as const).map((each) => ({
+              label: { auto: "Light or dark as the system is", light: "Light", dark: "Dark" }[each],
+              checked: each === theme,
+              action: () => this.#context.setTheme(each),
+            })),
+            { separator: true as const },
+          ]
         : []),
-      ...(theme ? [{ separator: true as const }] : []),
       { label: "Keys", key: "?", action: () => this.keys() },
     ]);
   }
