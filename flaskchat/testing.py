@@ -53,9 +53,12 @@ class ChatClient:
     """A visitor of an application's chat, over Flask's test client. Leaving the block closes the application's chat."""
 
     def __init__(self, app: Flask, client: FlaskClient | None = None) -> None:
-        """:param client: to use in place of a new one, because it is signed in, say."""
-        state = app.extensions[KEY]
-        assert isinstance(state, State)
+        """:param client: to use in place of a new one, because it is signed in, say.
+        :raises LookupError: the application has no chat.
+        """
+        state = app.extensions.get(KEY)
+        if not isinstance(state, State):
+            raise LookupError(f"the application {app.name!r} has no chat: call FlaskChat(app) first")
         self._state = state
         self._prefix = state.settings.url_prefix
         self.client = client or app.test_client()
@@ -81,12 +84,20 @@ class ChatClient:
         return self._read(self.client.post(f"{self._prefix}/conversation", json=body))
 
     def follow(self, run_id: str, *, after: int = 0) -> list[Event]:
-        """The events of a run from a cursor on, to its end."""
+        """The events of a run from a cursor on, to its end; none where the cursor stands at the end."""
         headers = {"Last-Event-ID": str(after)}
         return self._events(self.client.get(f"{self._prefix}/runs/{run_id}/events", headers=headers))
 
+    def conversation(self, conversation_id: str) -> dict[str, Any]:
+        """A conversation with all its messages, as it is stored."""
+        response = self.client.get(f"{self._prefix}/conversations/{conversation_id}")
+        assert response.status_code == 200, f"{response.status}: {response.text}"
+        found: dict[str, Any] = msgspec.json.decode(response.data)
+        return found
+
     def _read(self, response: Any) -> Reply:
         events = self._events(response)
+        assert events, "the stream ended before its first event"
         start = events[0].data
         return Reply(start["run_id"], start["conversation_id"], start["message_id"], events)
 
@@ -94,6 +105,8 @@ class ChatClient:
     def _events(response: Any) -> list[Event]:
         data = response.get_data()
         response.close()
+        if response.status_code == 204:
+            return []
         assert response.status_code == 200, f"{response.status}: {data.decode(errors='replace')}"
         return [
             Event(int(frame.id or 0), frame.event, msgspec.json.decode(frame.data))
