@@ -29,6 +29,8 @@ export class Composer {
   readonly #actions: ComposerActions;
   #text = "";
   #running = false;
+  /** Nothing can be sent now. One can still write, and the focus stays where it is. */
+  #disabled = false;
   #composing = false;
 
   constructor(host: ReactiveControllerHost & { renderRoot: ParentNode }, actions: ComposerActions) {
@@ -51,6 +53,7 @@ export class Composer {
 
   render(state: ComposerState): TemplateResult {
     this.#running = state.running;
+    this.#disabled = state.disabled;
     const picked = state.model ?? state.models.find((model) => model.default)?.id;
     return html`<form class="composer" @submit=${this.#submit}>
       <textarea
@@ -58,7 +61,6 @@ export class Composer {
         aria-label="Your message"
         placeholder="Write a message"
         enterkeyhint="send"
-        ?disabled=${state.disabled}
         .value=${this.#text}
         @input=${this.#input}
         @keydown=${this.#key}
@@ -113,7 +115,7 @@ export class Composer {
   readonly #submit = (event: Event): void => {
     event.preventDefault();
     const text = this.#text.trim();
-    if (!text || this.#running) return;
+    if (!text || this.#running || this.#disabled) return;
     this.#set("");
     this.#actions.send(text);
   };

@@ -96,7 +96,7 @@ export class Panels {
     return html`<p class="notice">
       <span>${notice.words}</span>
       ${notice.action ? html`<button class="undo" @click=${notice.action}>${notice.label}</button>` : nothing}
-      <button class="quiet" @click=${this.#dismiss}>Close</button>
+      <button class="quiet" @click=${this.#dismiss}>Dismiss</button>
     </p>`;
   }
 
@@ -130,7 +130,7 @@ export class Panels {
       ...(theme
         ? [
             ...(["auto", "light", "dark"] as const).map((each) => ({
-              label: { auto: "Light or dark as the system is", light: "Light", dark: "Dark" }[each],
+              label: { auto: "Colours of the system", light: "Light colours", dark: "Dark colours" }[each],
               checked: each === theme,
               action: () => this.#context.setTheme(each),
             })),
