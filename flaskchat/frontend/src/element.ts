@@ -19,6 +19,7 @@ import { Api } from "./api.ts";
 import { Composer } from "./composer.ts";
 import type { Entry } from "./conversation.ts";
 import { down } from "./icons.ts";
+import { loadMarkdown } from "./markdown-lazy.ts";
 import { questionTemplate, ReplyView, replyTemplate } from "./message.ts";
 import type { Theme } from "./panels.ts";
 import type { Model } from "./protocol.ts";
@@ -26,6 +27,9 @@ import { Follower } from "./scroll.ts";
 import { Session } from "./session.ts";
 import { Shell } from "./shell.ts";
 import { styles } from "./styles.ts";
+
+/** What all replies together may take of one frame; milliseconds. */
+const FRAME = 20;
 
 export class FlaskChatElement extends LitElement {
   static override styles = styles;
@@ -131,6 +135,7 @@ export class FlaskChatElement extends LitElement {
     this.#session.model = this.model;
     if (!navigator.onLine) this.#session.offline = true;
     for (const [target, type, listener] of this.#listeners) target.addEventListener(type, listener);
+    if (this.conversation) void loadMarkdown();
     void this.#session.open(this.conversation);
     this.#shell.connected();
     void this.#loadModels();
@@ -178,7 +183,7 @@ export class FlaskChatElement extends LitElement {
     const running = session.running;
     const empty = branch.length === 0 && !session.loading && !session.failure;
     return html`
-      <div class=${`app ${this.#shell.classes}`} @click=${this.#click}>
+      <div class=${`app ${this.#shell.classes}`} @click=${this.#click} @input=${loadMarkdown}>
         ${this.#shell.side()}
         <section class="main" part="main" aria-label="Chat" ?inert=${this.#shell.covered}>
           ${this.#shell.header(title || (empty ? "New conversation" : ""))}
@@ -243,14 +248,19 @@ export class FlaskChatElement extends LitElement {
   #view(entry: Entry): ReplyView {
     let view = this.#views.get(entry);
     if (!view) {
-      view = new ReplyView(entry);
+      const later = (): void => {
+        this.#dirty.add(entry);
+        this.#frame ||= requestAnimationFrame(this.#draw);
+      };
+      view = new ReplyView(entry, later);
       this.#views.set(entry, view);
       entry.onText = () => {
         this.#dirty.add(entry);
         // A tab that is not looked at gets no frames; what is over is shown there, too.
         if (!entry.running) this.#draw(performance.now());
-        else this.#frame ||= requestAnimationFrame(this.#draw);
+        else later();
       };
+      if (!view.update(0)) later();
     }
     return view;
   }
@@ -258,8 +268,10 @@ export class FlaskChatElement extends LitElement {
   readonly #draw = (now: number): void => {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
+    const until = performance.now() + FRAME;
     for (const entry of this.#dirty) {
       if (this.#views.get(entry)?.update(now) !== false) this.#dirty.delete(entry);
+      if (performance.now() > until) break;
     }
     this.#follower?.grown();
     if (this.#dirty.size > 0) this.#frame = requestAnimationFrame(this.#draw);

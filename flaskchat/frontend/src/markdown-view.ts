@@ -1,18 +1,22 @@
 /** One message's Markdown on the page: what is settled stays, what still grows is changed in place. */
 
-import { Markdown } from "./markdown.ts";
-import { Blocks, isShown } from "./nodes.ts";
+import { isShown, Markdown } from "./markdown.ts";
+import { Blocks } from "./nodes.ts";
+
+/** How many blocks before the end are always laid out; those before them only while they are near what is seen. */
+const NEAR = 12;
 
 export class MarkdownView {
   readonly node: HTMLElement;
   readonly #markdown = new Markdown();
   readonly #blocks: Blocks;
   #settled = 0;
+  #far = 0;
 
-  constructor() {
-    this.node = document.createElement("div");
-    this.node.className = "markdown";
-    this.#blocks = new Blocks(this.node);
+  constructor(node: HTMLElement = document.createElement("div")) {
+    this.node = node;
+    node.className = "markdown";
+    this.#blocks = new Blocks(node);
   }
 
   /** How many blocks are final. */
@@ -20,14 +24,25 @@ export class MarkdownView {
     return this.#settled;
   }
 
-  /** Show the whole text as it is now. `final`: nothing will follow. */
-  update(text: string, final: boolean): void {
-    const { restart, settled, tail } = this.#markdown.update(text, final);
+  /**
+   * Show the whole text as it is now.
+   *
+   * @param final nothing will follow.
+   * @param time milliseconds that this may take, about; false is returned where they were not enough: call it again.
+   */
+  update(text: string, final: boolean, time = Infinity): boolean {
+    const until = performance.now() + time;
+    const { restart, changed, settled, tail, complete } = this.#markdown.update(text, final, () => performance.now() < until);
     if (restart) {
       this.#blocks.update([]);
-      this.#settled = 0;
+      this.#settled = this.#far = 0;
     }
+    for (const [at, token] of changed) this.#blocks.replace(at, token);
     this.#blocks.update([...settled, ...tail], this.#settled);
+    const before = this.#settled;
     this.#settled += settled.filter(isShown).length;
+    this.#blocks.settle(before, this.#settled);
+    for (; this.#far < this.#settled - NEAR; this.#far++) this.node.children[this.#far]?.classList.add("far");
+    return complete;
   }
 }

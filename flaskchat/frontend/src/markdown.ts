@@ -5,104 +5,191 @@
  *
  *  1. A block is settled when another block begins after it, judged on whole lines only: half a line may still turn
  *     into the continuation of what stands before it. Blank lines begin nothing.
- *  2. Settled text is never parsed again, with one exception: a link definition that settles may concern any block
- *     before it, so a new one starts over, with the definition known.
+ *  2. Settled text is never parsed again, with one exception: a link definition that settles may concern blocks before
+ *     it. Those that hold its name are parsed once more.
  *  3. Each block's inline text is parsed on its own: an unclosed raw `<a>` in one block does not reach into the next.
  *     So the tokens are the same wherever the text was cut.
- *  4. Whatever the parser makes of hostile text (too deep, endless), the text is shown: as plain text.
+ *  4. Nothing costs more the longer the text is. What is parsed at once is a window of the text. A block longer than
+ *     any that is meant to be read is divided, by rules that do not depend on where the stream was cut: a list between
+ *     items, a table between rows (each part has the head), running text after a sentence. Code in a fence may be of
+ *     any length: its end is searched for in new lines only.
+ *  5. Whatever the parser makes of hostile text (too deep, endless), the text is shown: as plain text.
  */
 
-import { Lexer } from "marked";
-import type { Links, Token, Tokens } from "marked";
+import type { Links, Token } from "marked";
+import { define, division, lex, lexBlocks, names, tableHead } from "./blocks.ts";
+import { Fence } from "./fence.ts";
+import { undecided } from "./tex.ts";
 
 export interface Parsed {
   /** The blocks shown so far are void: begin with `settled`. */
   restart: boolean;
+  /** Blocks that were settled and read differently now, by their number among those that are shown. */
+  changed: [at: number, token: Token][];
   /** Blocks that are final, in order, after those that were settled before. */
   settled: Token[];
   /** The blocks after them, as they look now. */
   tail: Token[];
+  /** False: there was no time for all of the text; there is no tail yet. */
+  complete: boolean;
+}
+
+const WINDOW = 8000;
+/** A line of this many characters is not waited for. */
+const LINE = 8000;
+
+/** Whether a token is something to be seen: blank lines and definitions are not. */
+export function isShown(token: Token): boolean {
+  return token.type !== "space" && token.type !== "def";
 }
 
 export class Markdown {
+  #text = "";
   #offset = 0;
+  /** Up to where nothing more settles. */
   #judged = 0;
-  #links: Links = {};
-  #previous = "";
+  #window = WINDOW;
+  /** The head of the table whose further rows begin at the offset. */
+  #head = "";
+  #fence: Fence | null = null;
+  #links: Links = Object.create(null);
+  /** The source of each settled block that is shown. */
+  #sources: string[] = [];
+  #fresh: string[] = [];
 
   /**
    * Take the whole text as it is now.
    *
    * @param final nothing will follow: everything settles.
+   * @param more asked after each step whether there is time for another.
    */
-  update(source: string, final = false): Parsed {
+  update(source: string, final = false, more: () => boolean = () => true): Parsed {
     let text = source;
     if (text.includes("\r")) {
       // A trailing CR may be half of a CRLF.
       text = (final ? text : text.replace(/\r$/, "")).replace(/\r\n?/g, "\n");
     }
-    let restart = false;
-    if (!text.startsWith(this.#previous)) {
-      restart = true;
-      this.#offset = this.#judged = 0;
-      this.#links = {};
+    const restart = !text.startsWith(this.#text);
+    if (restart) {
+      this.#advance(0);
+      this.#head = "";
+      this.#links = Object.create(null);
+      this.#sources = [];
+      this.#fresh = [];
     }
-    this.#previous = text;
-
-    let settled = this.#settle(text, final);
-    if (this.#define(settled)) {
-      restart = true;
-      this.#offset = this.#judged = 0;
-      settled = this.#settle(text, final);
-      this.#define(settled);
+    this.#text = text;
+    const before = this.#sources.length;
+    const settled: Token[] = [];
+    let complete = true;
+    for (let step = this.#step(final); step; step = this.#step(final)) {
+      settled.push(...step);
+      for (const token of step) if (isShown(token)) this.#sources.push(token.raw);
+      if ((complete = more())) continue;
+      break;
     }
-    const rest = text.slice(this.#offset);
-    return { restart, settled, tail: rest ? lex(rest, this.#links) : [] };
+    const changed = this.#relink(before, settled);
+    return { restart, changed, settled, tail: complete ? this.#tail() : [], complete };
   }
 
-  #settle(text: string, final: boolean): Token[] {
-    const end = final ? text.length : text.lastIndexOf("\n") + 1;
-    if (end <= this.#judged) return [];
-    this.#judged = end;
-    const source = text.slice(this.#offset, end);
-    const tokens = lex(source, this.#links);
-    let count = tokens.length;
-    if (!final) {
-      count = tokens.findLastIndex((token) => token.type !== "space");
-      if (count <= 0) return [];
+  /** Settle what one window shows; null where nothing more can be settled now. */
+  #step(final: boolean): Token[] | null {
+    const text = this.#text;
+    let end = final ? text.length : text.lastIndexOf("\n") + 1;
+    if (text.length - Math.max(end, this.#offset) > LINE) end = text.length;
+    if (this.#offset >= end || (!final && this.#judged === end)) return null;
+    if (!this.#head) this.#fence ??= Fence.at(text, this.#offset, end, final);
+    if (this.#fence) {
+      const stop = this.#fence.close(text, end, final);
+      if (stop >= 0) {
+        const token = this.#fence.token(text, stop);
+        this.#advance(stop);
+        return [token];
+      }
+      this.#judged = end;
+      return null;
     }
+    for (; ; this.#window *= 2) {
+      const tokens = this.#settle(end, final);
+      if (tokens) return tokens;
+      if (this.#offset + this.#window >= end) break;
+    }
+    this.#judged = end;
+    return null;
+  }
+
+  #settle(end: number, final: boolean): Token[] | null {
+    const text = this.#text;
+    const offset = this.#offset;
+    let stop = Math.min(end, offset + this.#window);
+    if (stop < end) {
+      const line = text.lastIndexOf("\n", stop - 1) + 1;
+      if (line > offset) stop = line;
+    }
+    let last = stop === end && final;
+    if (!last) {
+      const open = undecided(text.slice(offset, stop));
+      if (open === 0) return null;
+      if (open > 0) stop = offset + open;
+    }
+    const head = this.#head;
+    const { tokens, fill } = lexBlocks(head + text.slice(offset, stop));
+    let count = last ? tokens.length : tokens.findLastIndex((token) => token.type !== "space");
+    const long = tokens.findIndex((token, at) => this.#divide(token, at) > 0);
+    // A fence is taken by itself, wherever its window ends.
+    const fenced = tokens.findIndex((token, at) => at > 0 && token.type === "code" && !("codeBlockStyle" in token));
+    for (const each of [long, fenced]) if (each >= 0 && each < count) count = each;
+    if (long === 0) return this.#part(tokens[0]!);
+    if (count <= 0) return null;
     const settled = tokens.slice(0, count);
-    this.#offset += final ? source.length : settled.reduce((sum, token) => sum + token.raw.length, 0);
+    this.#advance(offset + settled.reduce((sum, token) => sum + token.raw.length, -head.length));
+    if (last && count === tokens.length) this.#advance(end);
+    this.#head = "";
+    this.#fresh.push(...define(settled, this.#links));
+    for (const token of settled) fill(token, this.#links);
     return settled;
   }
 
-  /** Note the definitions among settled blocks; whether one of them is new. The first of a name counts. */
-  #define(tokens: Token[]): boolean {
-    let fresh = false;
-    for (const token of tokens as Tokens.Generic[]) {
-      // Quotes and lists have blocks of their own, and their definitions count everywhere too.
-      if (token.type === "blockquote" || token.type === "list_item") fresh = this.#define(token.tokens ?? []) || fresh;
-      if (token.type === "list") fresh = this.#define(token["items"]) || fresh;
-      if (token.type !== "def" || Object.hasOwn(this.#links, token["tag"])) continue;
-      this.#links[token["tag"]] = { href: token["href"], title: token["title"] };
-      fresh = true;
-    }
-    return fresh;
+  #divide(token: Token, at: number): number {
+    return isShown(token) ? division(token, token.raw, at === 0 ? this.#head.length : 0) : 0;
   }
-}
 
-/** The tokens of a text whose link definitions may stand elsewhere. */
-function lex(text: string, links: Links): Token[] {
-  try {
-    const lexer = new Lexer({ gfm: true });
-    Object.assign(lexer.tokens.links, links);
-    lexer.blockTokens(text, lexer.tokens);
-    for (const { src, tokens } of lexer.inlineQueue) {
-      lexer.state.inLink = lexer.state.inRawBlock = false;
-      lexer.inlineTokens(src, tokens);
-    }
-    return [...lexer.tokens];
-  } catch {
-    return [{ type: "plain", raw: text }];
+  /** Settle the first part of a long block. */
+  #part(token: Token): Token[] {
+    const head = this.#head;
+    const length = this.#divide(token, 0);
+    const tokens = lex(token.raw.slice(0, length), this.#links);
+    this.#fresh.push(...define(tokens, this.#links));
+    this.#advance(this.#offset + length - head.length);
+    this.#head = token.type === "table" && length < token.raw.length ? head || tableHead(token.raw) : "";
+    return tokens;
+  }
+
+  #advance(offset: number): void {
+    this.#offset = offset;
+    this.#judged = 0;
+    this.#window = WINDOW;
+    this.#fence = null;
+  }
+
+  #tail(): Token[] {
+    const text = this.#text;
+    if (this.#fence) return [this.#fence.token(text, text.length)];
+    return this.#offset < text.length ? lex(this.#head + text.slice(this.#offset), this.#links) : [];
+  }
+
+  /** Parse the blocks again that were settled before a name in them was defined. */
+  #relink(before: number, settled: Token[]): [number, Token][] {
+    if (this.#fresh.length === 0) return [];
+    const fresh = new Set(this.#fresh.splice(0));
+    const changed: [number, Token][] = [];
+    const shown = settled.filter(isShown);
+    this.#sources.forEach((raw, at) => {
+      if (!raw.includes("[") || !names(raw).some((name) => fresh.has(name))) return;
+      const token = lex(raw, this.#links).find(isShown);
+      if (!token) return;
+      if (at < before) changed.push([at, token]);
+      else settled[settled.indexOf(shown[at - before]!)] = token;
+    });
+    return changed;
   }
 }

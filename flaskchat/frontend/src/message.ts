@@ -3,28 +3,32 @@
 import { html, nothing } from "lit";
 import type { TemplateResult } from "lit";
 import type { Entry } from "./conversation.ts";
-import { MarkdownView } from "./markdown-view.ts";
+import { ReplyText } from "./markdown-lazy.ts";
 import { endWords, runningWords } from "./words.ts";
 
 /** A frame that takes longer than this makes the next ones wait, so that the page stays usable. Milliseconds. */
 const SLOW = 24;
+/** What a long text may take of one frame; the rest of it comes with the next ones. Milliseconds. */
+const SLICE = 12;
 
 /** The nodes of one reply's text and reasoning. */
 export class ReplyView {
-  readonly text = new MarkdownView();
+  readonly text: ReplyText;
   readonly reasoning = document.createTextNode("");
   readonly #entry: Entry;
   #notBefore = 0;
 
-  constructor(entry: Entry) {
+  /** @param changed called when there is something to show that the entry does not tell. */
+  constructor(entry: Entry, changed: () => void) {
     this.#entry = entry;
-    this.update(0);
+    this.text = new ReplyText(changed);
   }
 
   /**
    * Show what the entry holds now.
    *
-   * @param now milliseconds; false is returned where it is too early for text that is slow to show.
+   * @param now milliseconds; false is returned where it is too early for text that is slow to show, or where there is
+   *   more of it than fits into a frame.
    */
   update(now: number): boolean {
     const { text, reasoning, running } = this.#entry;
@@ -36,10 +40,10 @@ export class ReplyView {
       this.reasoning.data = reasoning;
     }
     const before = performance.now();
-    this.text.update(text, !running);
+    const complete = this.text.update(text, !running, SLICE);
     const cost = performance.now() - before;
     this.#notBefore = cost > SLOW ? now + 4 * cost : 0;
-    return true;
+    return complete;
   }
 }
 

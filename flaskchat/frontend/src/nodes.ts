@@ -10,25 +10,36 @@
  *     be one of the host application's own.
  *  4. One token is one node, so that a growing paragraph, list, table or code block keeps the nodes it has, and with
  *     them the reader's selection.
+ *  5. What is nested deeper than anybody would read is shown as text: a browser lays nested boxes out by calling itself.
  */
 
 import type { Token, Tokens } from "marked";
+import { CodeBlock } from "./code.ts";
 import { decodeEntities } from "./entities.ts";
+import { image, linkElement, unmask } from "./links.ts";
+import { isShown } from "./markdown.ts";
+import type { MathToken } from "./tex.ts";
+
+const DEEPEST = 40;
 
 interface Shown {
   key: string;
   node: ChildNode;
   /** Take on a later state of the same block; false if that needs another node. */
   grow?: (token: Token) => boolean;
+  /** It is final. */
+  settle?: () => void;
 }
 
 /** The blocks inside one element. */
 export class Blocks {
   readonly #parent: Element;
+  readonly #depth: number;
   readonly #shown: Shown[] = [];
 
-  constructor(parent: Element) {
+  constructor(parent: Element, depth = 0) {
     this.#parent = parent;
+    this.#depth = depth;
   }
 
   /** Show `tokens` in place of all blocks from the one numbered `start` on. */
@@ -41,7 +52,7 @@ export class Blocks {
         if (old?.grow?.(token)) {
           old.key = key;
         } else {
-          const fresh = block(token);
+          const fresh = block(token, this.#depth);
           if (old) old.node.replaceWith(fresh.node);
           else this.#parent.append(fresh.node);
           this.#shown[at] = { ...fresh, key };
@@ -51,11 +62,21 @@ export class Blocks {
     }
     for (const surplus of this.#shown.splice(at)) surplus.node.remove();
   }
-}
 
-/** Whether a token has a node: blank lines and definitions have none. */
-export function isShown(token: Token): boolean {
-  return token.type !== "space" && token.type !== "def";
+  /** Show `token` in place of the settled block numbered `at`. */
+  replace(at: number, token: Token): void {
+    const old = this.#shown[at];
+    if (!old) return;
+    const fresh = block(token, this.#depth);
+    old.node.replaceWith(fresh.node);
+    this.#shown[at] = { ...fresh, key: keyOf(token) };
+    fresh.settle?.();
+  }
+
+  /** The blocks from one number to before another are final. */
+  settle(from = 0, to = this.#shown.length): void {
+    for (const { settle } of this.#shown.slice(from, to)) settle?.();
+  }
 }
 
 function keyOf(token: Token): string {
@@ -72,7 +93,8 @@ function isNested(token: Token): boolean {
   return (token as Tokens.Generic).tokens !== undefined;
 }
 
-function block(token: Token): Block {
+function block(token: Token, depth: number): Block {
+  if (depth > DEEPEST) return { node: textElement("p", "raw", token.raw) };
   switch (token.type) {
     case "paragraph":
       return flow(create("p"), token, () => true);
@@ -86,7 +108,7 @@ function block(token: Token): Block {
     case "code":
       return code(token as Tokens.Code);
     case "blockquote":
-      return nested(create("blockquote"), token, children, () => true);
+      return nested(create("blockquote"), token, depth, children, () => true);
     case "list": {
       const list = token as Tokens.List;
       const node = create(list.ordered ? "ol" : "ul");
@@ -95,17 +117,19 @@ function block(token: Token): Block {
         const other = next as Tokens.List;
         return other.ordered === list.ordered && other.start === list.start;
       };
-      return nested(node, token, (next) => (next as Tokens.List).items, same);
+      return nested(node, token, depth, (next) => (next as Tokens.List).items, same);
     }
     case "list_item": {
       const item = token as Tokens.ListItem;
       const node = create("li", item.task ? "task" : "");
-      return nested(node, token, children, (next) => (next as Tokens.ListItem).task === item.task);
+      return nested(node, token, depth, children, (next) => (next as Tokens.ListItem).task === item.task);
     }
     case "table":
       return table(token as Tokens.Table);
     case "hr":
       return { node: create("hr") };
+    case "math":
+      return { node: math(token as MathToken, "div") };
     case "checkbox":
       return { node: inline(token) };
     default:
@@ -114,8 +138,15 @@ function block(token: Token): Block {
 }
 
 /** A block with blocks inside. */
-function nested(node: HTMLElement, token: Token, inside: (token: Token) => Token[], same: (next: Token) => boolean): Block {
-  const blocks = new Blocks(node);
+function nested(
+  node: HTMLElement,
+  token: Token,
+  depth: number,
+  inside: (token: Token) => Token[],
+  same: (next: Token) => boolean,
+): Block {
+  const blocks = new Blocks(node, depth + 1);
+  node.dir = "auto";
   blocks.update(inside(token));
   const type = token.type;
   return {
@@ -125,12 +156,14 @@ function nested(node: HTMLElement, token: Token, inside: (token: Token) => Token
       blocks.update(inside(next));
       return true;
     },
+    settle: () => blocks.settle(),
   };
 }
 
 /** A block with running text inside. */
 function flow(node: HTMLElement, token: Token, same: (next: Token) => boolean): Block {
   const inline = new Inline(node);
+  node.dir = "auto";
   inline.update(children(token));
   const type = token.type;
   return {
@@ -144,31 +177,35 @@ function flow(node: HTMLElement, token: Token, same: (next: Token) => boolean): 
 }
 
 function code(token: Tokens.Code): Block {
-  const language = (token.lang ?? "").split(/\s/, 1)[0]!;
-  const node = create("div", "code");
-  const head = create("div", "code-head");
-  const copy = textElement("button", "copy", "Copy");
-  copy.setAttribute("type", "button");
-  head.append(textElement("span", "", language), copy);
-  const text = document.createTextNode(token.text);
-  const body = create("code");
-  body.append(text);
-  const pre = create("pre");
-  pre.tabIndex = 0; // Long lines scroll, by keyboard too.
-  pre.append(body);
-  node.append(head, pre);
+  const code = new CodeBlock(token.lang ?? "", token.text);
   return {
-    node,
+    node: code.node,
     grow(next) {
-      if (next.type !== "code" || ((next as Tokens.Code).lang ?? "") !== (token.lang ?? "")) return false;
-      growText(text, (next as Tokens.Code).text);
+      if (next.type !== "code" || ((next as Tokens.Code).lang ?? "") !== code.lang) return false;
+      code.grow((next as Tokens.Code).text);
       return true;
     },
+    settle: () => code.settle(),
   };
+}
+
+/** A formula: its source, until what typesets it is there, and where it is no formula. */
+function math(token: MathToken, name: "div" | "span"): HTMLElement {
+  const node = textElement(name, token.display ? "math display" : "math", token.raw.trim());
+  node.dir = "ltr";
+  if (token.display) node.tabIndex = 0; // Long ones scroll, by keyboard too.
+  if (token.text.length > 80) node.classList.add("wide");
+  import("./math.ts")
+    .then(({ formula }) => node.replaceChildren(formula(token.text, token.display)))
+    .catch(() => undefined);
+  return node;
 }
 
 function table(token: Tokens.Table): Block {
   const node = create("div", "table");
+  node.tabIndex = 0; // Wide ones scroll, by keyboard too.
+  node.setAttribute("role", "group");
+  node.setAttribute("aria-label", "Table");
   const element = create("table");
   const head = create("thead");
   const body = create("tbody");
@@ -207,6 +244,7 @@ function row(cells: Tokens.TableCell[]): HTMLElement {
   const node = create("tr");
   for (const cell of cells) {
     const each = create(cell.header ? "th" : "td", cell.align ?? "");
+    each.dir = "auto";
     if (cell.header) each.setAttribute("scope", "col");
     new Inline(each).update(cell.tokens);
     node.append(each);
@@ -217,11 +255,13 @@ function row(cells: Tokens.TableCell[]): HTMLElement {
 /** The running text inside one element: one node for each token. */
 class Inline {
   readonly #parent: Element;
+  readonly #depth: number;
   readonly #nodes: ChildNode[] = [];
   #tokens: Token[] = [];
 
-  constructor(parent: Element) {
+  constructor(parent: Element, depth = 0) {
     this.#parent = parent;
+    this.#depth = depth;
   }
 
   update(tokens: Token[]): void {
@@ -229,11 +269,11 @@ class Inline {
       const old = this.#tokens[index];
       const node = this.#nodes[index];
       if (!old || !node) {
-        this.#parent.append((this.#nodes[index] = inline(token)));
+        this.#parent.append((this.#nodes[index] = inline(token, this.#depth)));
       } else if (old.type === "text" && token.type === "text" && !isNested(old) && !isNested(token)) {
         if (old.raw !== token.raw) growText(node as Text, inlineText(token));
       } else if (old.type !== token.type || old.raw !== token.raw) {
-        node.replaceWith((this.#nodes[index] = inline(token)));
+        node.replaceWith((this.#nodes[index] = inline(token, this.#depth)));
       }
     });
     for (const surplus of this.#nodes.splice(tokens.length)) surplus.remove();
@@ -245,68 +285,44 @@ function inlineText(token: Token): string {
   return decodeEntities((token as Tokens.Text).text);
 }
 
-function inline(token: Token): ChildNode {
+function inline(token: Token, depth = 0): ChildNode {
+  if (depth > DEEPEST) return document.createTextNode(token.raw);
   switch (token.type) {
     case "strong":
     case "em":
     case "del":
-      return around(create(token.type), token);
+      return around(create(token.type), token, depth);
     case "codespan":
       return textElement("code", "", (token as Tokens.Codespan).text);
     case "br":
       return create("br");
     case "link":
-      return link(token as Tokens.Link);
+      return link(token as Tokens.Link, depth);
     case "image":
       return image(token as Tokens.Image);
+    case "math":
+      return math(token as MathToken, "span");
     case "escape":
       return document.createTextNode((token as Tokens.Escape).text);
     case "checkbox":
       return textElement("span", "box", (token as Tokens.Checkbox).checked ? "☑ " : "☐ ");
     case "text":
-      return isNested(token) ? around(create("span"), token) : document.createTextNode(inlineText(token));
+      return isNested(token) ? around(create("span"), token, depth) : document.createTextNode(inlineText(token));
     default:
       return document.createTextNode(token.raw);
   }
 }
 
-function around(node: HTMLElement, token: Token): HTMLElement {
-  new Inline(node).update(children(token));
+function around(node: HTMLElement, token: Token, depth: number): HTMLElement {
+  new Inline(node, depth + 1).update(children(token));
   return node;
 }
 
-/** The address if it may be followed, else null. */
-function safe(href: string): URL | null {
-  if (!/^(?:https?:\/\/|mailto:)/i.test(href)) return null;
-  try {
-    return new URL(href);
-  } catch {
-    return null;
-  }
-}
-
-function anchor(url: URL): HTMLElement {
-  const node = create("a");
-  node.setAttribute("href", url.href);
-  node.setAttribute("rel", "noopener noreferrer");
-  node.setAttribute("target", "_blank");
-  return node;
-}
-
-function link(token: Tokens.Link): HTMLElement {
-  const url = safe(token.autolink ? token.href : decodeEntities(token.href));
-  const node = url ? anchor(url) : create("span");
+function link(token: Tokens.Link, depth: number): HTMLElement {
+  const node = linkElement(token);
   if (token.autolink) node.append(token.text);
-  else around(node, token);
-  return node;
-}
-
-function image(token: Tokens.Image): HTMLElement {
-  const url = safe(decodeEntities(token.href));
-  const named = decodeEntities(token.text);
-  const node = url ? anchor(url) : create("span");
-  node.className = "image";
-  node.append(`Image${named ? `: ${named}` : ""} (${url?.host ? url.host : "not shown"})`);
+  else around(node, token, depth);
+  unmask(node);
   return node;
 }
 

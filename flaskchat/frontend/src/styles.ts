@@ -1,7 +1,7 @@
 /** The styles of the shadow root, as constructed stylesheets: a strict `style-src 'self'` allows them. */
 
 import chat from "./chat.css";
-import text from "./text.css";
+import { replyStyles } from "./markdown-lazy.ts";
 
 function sheet(css: string): CSSStyleSheet {
   const made = new CSSStyleSheet();
@@ -9,4 +9,4 @@ function sheet(css: string): CSSStyleSheet {
   return made;
 }
 
-export const styles = [sheet(chat), sheet(text)];
+export const styles = [sheet(chat), replyStyles];
