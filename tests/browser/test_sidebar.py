@@ -1,0 +1,527 @@
+"""Whole conversations on the page: the list, search, renaming, deleting, export, keys."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Locator, Page, Request, Route, expect
+
+from tests.conftest import Server
+from tests.server.client import deadline
+
+Visit = Callable[..., Page]
+
+
+def seed(page: Page, *texts: str) -> list[str]:
+    """Conversations with these questions, the last one newest; each is answered with one word. Returns their ids."""
+    origin = "/".join(page.url.split("/")[:3])
+    for number, text in enumerate(texts):
+        message = {"id": f"00000000-0000-4000-8000-{hash((text, number)) & 0xFFFFFFFFFFFF:012x}", "text": f"1 0 {text}"}
+        answer = page.request.post(
+            f"{origin}/conversation", data={"action": "send", "message": message, "model": "count"}
+        )
+        assert answer.ok, answer.text()
+    items = page.request.get(f"{origin}/conversations?limit=100").json()["items"]
+    page.reload()
+    if texts:
+        expect(rows(page).first).to_be_attached()
+    return [str(item["id"]) for item in items[: len(texts)]][::-1]
+
+
+def rows(page: Page) -> Locator:
+    return page.locator(".rows li > a")
+
+
+def row(page: Page, text: str) -> Locator:
+    return rows(page).filter(has_text=text)
+
+
+def search(page: Page) -> Locator:
+    return page.get_by_label("Search conversations")
+
+
+def focused(page: Page) -> str:
+    """What has the focus within the element, in few words."""
+    words: str = page.evaluate(
+        """() => {
+          const e = document.activeElement?.shadowRoot?.activeElement ?? document.activeElement;
+          return `${e.tagName.toLowerCase()}.${e.className} ${e.getAttribute("aria-label") ?? e.textContent}`.replace(/\\s+/g, " ").trim();
+        }"""
+    )
+    return words
+
+
+def wait_for_focus(page: Page, words: str) -> None:
+    for _ in deadline(5, f"the focus on {words!r}, not on {focused(page)!r}"):
+        page.wait_for_timeout(20)
+        if words in focused(page):
+            return
+
+
+def exists(page: Page, identifier: str) -> bool:
+    origin = "/".join(page.url.split("/")[:3])
+    status = page.request.get(f"{origin}/conversations/{identifier}").status
+    assert status in (200, 404)
+    return status == 200
+
+
+def deletes(page: Page) -> list[str]:
+    """The DELETE requests that the page sends from now on."""
+    sent: list[str] = []
+
+    def note(request: Request) -> None:
+        if request.method == "DELETE":
+            sent.append(request.url)
+
+    page.on("request", note)
+    return sent
+
+
+def ask(page: Page, words: str, **directive: Any) -> None:
+    page.get_by_label("Your message").fill(f"{words} {json.dumps(directive)}")
+    page.keyboard.press("Enter")
+
+
+def test_search_looks_into_titles_and_texts_and_shows_the_hit(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    filler = " ".join(["and so on"] * 12)
+    seed(page, f"{filler} nightingales at dusk", "Bees and their dances", "Something else")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "q=" in request.url else None)
+    search(page).press_sequentially("nightin", delay=15)
+    expect(rows(page)).to_have_count(1)
+    expect(page.locator(".hit mark")).to_have_text("nightin")
+    expect(page.locator(".hit")).to_have_text(re.compile("and so on nightingales at dusk"))
+    assert len(asked) == 1, "every key stroke was sent"
+    expect(page.get_by_role("status")).to_have_text("1 found.")
+    search(page).fill("bees")
+    expect(row(page, "Bees and their dances")).to_have_count(1)
+    expect(page.locator(".rows mark").first).to_have_text(re.compile("bees", re.IGNORECASE))
+    search(page).fill("no such words")
+    expect(page.get_by_text("Nothing found for “no such words”.")).to_be_visible()
+    search(page).press("Escape")
+    expect(search(page)).to_have_value("")
+    expect(rows(page)).to_have_count(3)
+
+
+def test_search_goes_by_keys_alone(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ids = seed(page, "Alpha bird", "Beta bird", "Gamma")
+    page.keyboard.press("Control+k")
+    wait_for_focus(page, "Search conversations")
+    page.keyboard.type("bird")
+    expect(rows(page)).to_have_count(2)
+    page.keyboard.press("ArrowDown")
+    wait_for_focus(page, "Beta bird")
+    page.keyboard.press("ArrowDown")
+    wait_for_focus(page, "Alpha bird")
+    page.keyboard.press("ArrowDown")  # there is none below
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    wait_for_focus(page, "Search conversations")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(ids[0]))
+    expect(page.locator(".user")).to_contain_text("Alpha bird")
+    # Enter in the box opens the first, without waiting for the results to be shown
+    search(page).fill("gamma")
+    search(page).press("Enter")
+    expect(page).to_have_url(re.compile(ids[2]))
+    rows(page).first.focus()
+    page.keyboard.press("Escape")
+    wait_for_focus(page, "Search conversations")
+    expect(rows(page)).to_have_count(3)
+
+
+def test_a_search_that_fails_says_so_and_can_be_repeated(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    seed(page, "Alpha")
+
+    def refuse(route: Route) -> None:
+        route.abort()
+
+    page.route("**/conversations?*q=*", refuse)
+    search(page).fill("alpha")
+    expect(page.get_by_text("The search failed. There is no connection.")).to_be_visible()
+    page.unroute("**/conversations?*q=*")
+    page.locator(".rows").get_by_role("button", name="Try again").click()
+    expect(row(page, "Alpha")).to_have_count(1)
+
+
+def test_a_conversation_is_renamed_in_its_row(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ids = seed(page, "Old name")
+    title = page.get_by_label("Title of the conversation")
+    rows(page).first.focus()
+    page.keyboard.press("F2")
+    title.fill("Not this")
+    title.press("Escape")
+    expect(row(page, "Old name")).to_have_count(1)
+    wait_for_focus(page, "Old name")
+    page.keyboard.press("F2")
+    title.fill("  A  <b>new</b> name ")
+    title.press("Enter")
+    expect(row(page, "A <b>new</b> name")).to_have_count(1)
+    wait_for_focus(page, "new")
+    for _ in deadline(5, "the title at the server"):
+        if page.request.get(f"{chat.url}/conversations/{ids[0]}").json()["title"] == "A <b>new</b> name":
+            break
+        page.wait_for_timeout(20)
+    page.reload()
+    expect(row(page, "A <b>new</b> name")).to_have_count(1)
+
+
+def test_a_conversation_is_renamed_in_the_header_and_a_failure_gives_the_old_name_back(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ids = seed(page, "Old name")
+    rows(page).first.click()
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitem", name="Rename").click()
+    title = page.get_by_label("Title of the conversation")
+    expect(title).to_be_focused()
+    title.fill("Header name")
+    title.press("Enter")
+    expect(page.get_by_role("heading", name="Header name")).to_be_visible()
+    expect(row(page, "Header name")).to_have_count(1)
+    expect(page).to_have_title(re.compile("^Header name"))
+    wait_for_focus(page, "Menu of this conversation")
+
+    def refuse(route: Route) -> None:
+        if route.request.method == "PATCH":
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(f"**/conversations/{ids[0]}", refuse)
+    page.keyboard.press("F2")
+    title.fill("Lost name")
+    title.press("Enter")
+    expect(page.locator(".notice")).to_contain_text("“Header name” could not be renamed. There is no connection.")
+    expect(page.get_by_role("heading", name="Header name")).to_be_visible()
+
+
+def test_a_deleted_conversation_can_be_taken_back(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ids = seed(page, "Keep me", "Other")
+    sent = deletes(page)
+    row(page, "Keep me").click()
+    expect(page.locator(".user")).to_contain_text("Keep me")
+    row(page, "Keep me").focus()
+    page.keyboard.press("Delete")
+    expect(page.locator(".gone")).to_have_text(re.compile("Deleted.\\s*Undo"))
+    expect(page.get_by_text("What would you like to know?")).to_be_visible()
+    wait_for_focus(page, "Undo")
+    page.keyboard.press("Enter")
+    expect(row(page, "Keep me")).to_have_attribute("aria-current", "page")
+    expect(page.locator(".user")).to_contain_text("Keep me")
+    wait_for_focus(page, "Keep me")
+    page.wait_for_function("since => performance.now() - since > 6500", arg=page.evaluate("performance.now()"))
+    assert sent == []
+    assert exists(page, ids[0])
+
+
+def test_a_deleted_conversation_is_gone_when_the_time_for_undo_is_over(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ids = seed(page, "First", "Second", "Third")
+    sent = deletes(page)
+    page.locator(".rows li").nth(1).hover()
+    page.get_by_role("button", name=re.compile("Options for “.*Second”")).click()
+    page.get_by_role("menuitem", name="Delete").click()
+    wait_for_focus(page, "Undo")
+    page.wait_for_function("since => performance.now() - since > 4000", arg=page.evaluate("performance.now()"))
+    assert sent == []
+    assert exists(page, ids[1])
+    expect(page.locator(".gone")).to_have_count(0, timeout=4000)
+    expect(rows(page)).to_have_count(2)
+    for _ in deadline(3, "the conversation gone at the server"):
+        page.wait_for_timeout(20)
+        if not exists(page, ids[1]):
+            break
+    wait_for_focus(page, "First")  # the row that follows: the focus was on Undo
+    page.reload()
+    expect(rows(page)).to_have_count(2)
+
+
+def test_a_page_that_is_left_sends_its_deletions_at_once(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    first, second = seed(page, "First", "Second")
+    for name in ("First", "Second"):
+        row(page, name).focus()
+        page.keyboard.press("Delete")
+    expect(page.locator(".gone")).to_have_count(2)
+    assert exists(page, first)
+    page.goto("about:blank")
+    page.goto(chat.url)
+    for _ in deadline(4, "both gone at the server"):
+        page.wait_for_timeout(20)
+        if not exists(page, first) and not exists(page, second):
+            break
+    page.reload()
+    expect(page.get_by_text("Your conversations will be listed here.")).to_be_visible()
+
+
+def test_a_delete_that_fails_gives_the_row_back_with_words(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    (identifier,) = seed(page, "Stays")
+
+    def refuse(route: Route) -> None:
+        if route.request.method == "DELETE":
+            route.fulfill(
+                status=503, content_type="application/problem+json",
+                body=json.dumps({"detail": "The store cannot be written to."}),
+            )  # fmt: skip
+        else:
+            route.continue_()
+
+    page.route("**/conversations/*", refuse)
+    row(page, "Stays").click()
+    expect(page.locator(".user")).to_contain_text("Stays")
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    expect(page.locator(".notice")).to_contain_text("is deleted.")
+    wait_for_focus(page, "Undo")
+    expect(page.locator(".notice")).to_have_text(
+        re.compile("“1 0 Stays” could not be deleted. The store cannot be written to."), timeout=8000
+    )
+    expect(row(page, "Stays")).to_have_count(1)
+    assert exists(page, identifier)
+
+
+def test_a_conversation_is_exported_from_its_menu(visit: Visit, chat: Server, tmp_path: Path) -> None:
+    page = visit(chat.url)
+    seed(page, "Export me")
+    page.locator(".rows li").first.hover()
+    button = page.get_by_role("button", name=re.compile("Options for"))
+    for name, ending, words in (("Markdown", ".md", "## You"), ("JSON", ".json", '"messages"')):
+        button.click()
+        with page.expect_download() as download:
+            page.get_by_role("menuitem", name=f"Export as {name}").click()
+        assert download.value.suggested_filename.endswith(ending)
+        file = tmp_path / download.value.suggested_filename
+        download.value.save_as(file)
+        assert words in file.read_text()
+        assert "Export me" in file.read_text()
+        wait_for_focus(page, "Options for")
+
+
+def test_a_reply_begun_elsewhere_is_seen_while_it_is_written(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    seed(page, "Here")
+    other = visit(chat.url, page.context)
+    ask(other, "Written elsewhere", tag="elsewhere", tokens=2000, rate=20)
+    expect(other.locator(".reply .markdown")).not_to_be_empty()
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(row(page, "Written elsewhere").locator(".writing")).to_have_text("writing…")
+    other.get_by_role("button", name="Stop").click()
+    # nobody tells this page: it looks again by itself, and then no more
+    expect(row(page, "Written elsewhere").locator(".writing")).to_have_count(0, timeout=13_000)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_function("since => performance.now() - since > 10500", arg=page.evaluate("performance.now()"))
+    assert asked == []
+
+
+def test_a_better_title_that_comes_after_the_reply_is_shown(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    # this model takes as long for a title as for the reply, which begins first
+    ask(page, "Whatever", text="A waggle dance. " * 12, rate=20, size=8)
+    expect(page.get_by_role("heading", name=re.compile("^Whatever"))).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("^A waggle dance"))).to_be_visible(timeout=10_000)
+    expect(row(page, "A waggle dance")).to_have_count(1)
+    expect(page).to_have_title(re.compile("^A waggle dance.* · Chat$"))
+
+
+def test_the_list_goes_on_by_a_button_and_by_scrolling(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    seed(page, *(f"Number {n}" for n in range(65)))
+    expect(rows(page)).to_have_count(30)
+    page.locator(".rows").evaluate("e => e.scrollTo(0, e.scrollHeight)")
+    expect(rows(page)).to_have_count(60)
+    button = page.get_by_role("button", name="Earlier conversations")
+    button.evaluate("e => e.focus({preventScroll: true})")
+    page.keyboard.press("Enter")
+    expect(rows(page)).to_have_count(65)
+    expect(button).to_have_count(0)
+    wait_for_focus(page, "Number 4")
+    names = [text.splitlines()[0] for text in rows(page).all_inner_texts()]
+    assert names == [f"1 0 Number {n}" for n in range(64, -1, -1)]
+
+
+def test_the_system_prompt_is_kept_with_the_conversation(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    (identifier,) = seed(page, "With a prompt")
+    rows(page).first.click()
+    menu = page.get_by_role("button", name="Menu of this conversation")
+    menu.click()
+    page.get_by_role("menuitem", name="System prompt").click()
+    area = page.get_by_role("textbox", name="System prompt")
+    expect(area).to_be_focused()
+    area.fill("Answer in rhymes.")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    wait_for_focus(page, "Menu of this conversation")
+    assert page.request.get(f"{chat.url}/conversations/{identifier}").json()["system_prompt"] == "Answer in rhymes."
+    page.reload()
+    page.keyboard.press("F6")
+    menu.click()
+    page.get_by_role("menuitem", name="System prompt").click()
+    expect(area).to_have_value("Answer in rhymes.")
+    area.fill("x" * 6000)  # more than this server takes
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("alert")).to_contain_text("It could not be saved. Not valid: system_prompt.")
+    expect(area).to_have_value("x" * 6000)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_one_of_many_models_is_found_by_typing(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    models = [{"id": f"p:model-{n}", "label": f"Model {n}", "default": n == 0} for n in range(20)]
+    models.append({"id": "count", "label": "Counting", "default": False})
+    page.route("**/models", lambda route: route.fulfill(json={"items": models}))
+    page.reload()
+    button = page.get_by_role("button", name="Model: Model 0")
+    button.click()
+    box = page.get_by_role("combobox", name="Find a model")
+    expect(box).to_be_focused()
+    expect(page.get_by_role("option")).to_have_count(21)
+    box.fill("nonsense")
+    expect(page.get_by_text("No model is called “nonsense”.")).to_be_visible()
+    box.press("Escape")
+    expect(button).to_be_focused()
+    button.press("Enter")
+    box.fill("coun")
+    expect(page.get_by_role("option")).to_have_text(["Counting"])
+    box.press("Enter")
+    picked = page.get_by_role("button", name="Model: Counting")
+    expect(picked).to_be_focused()
+    page.get_by_label("Your message").fill("2 0")
+    page.keyboard.press("Enter")
+    expect(page.locator(".reply .markdown")).to_contain_text("word1")
+
+
+def test_the_keys_are_listed_and_do_what_the_list_says(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    seed(page, "Copy this")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    rows(page).first.click()
+    expect(page.locator(".reply .markdown")).to_contain_text("word0")
+    page.get_by_label("Your message").press("?")
+    expect(page.get_by_role("dialog")).to_have_count(0)  # where one writes it is a sign
+    expect(page.get_by_label("Your message")).to_have_value("?")
+    page.get_by_label("Your message").fill("")
+    page.keyboard.press("Control+/")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Alt+n")  # the page's keys rest meanwhile
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_label("Your message")).to_be_focused()
+    expect(page.locator(".user")).to_contain_text("Copy this")
+    page.keyboard.press("Alt+c")
+    expect(page.locator(".notice")).to_contain_text("The last reply is copied.")
+    assert page.evaluate("navigator.clipboard.readText()").startswith("word0 ü€😀")
+    page.keyboard.press("Alt+l")
+    expect(page.locator(".side")).to_be_hidden()
+    page.keyboard.press("Alt+l")
+    expect(page.locator(".side")).to_be_visible()
+    page.locator(".scroll").focus()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    wait_for_focus(page, "div.scroll")
+    page.keyboard.press("/")
+    wait_for_focus(page, "Search conversations")
+    page.keyboard.press("Alt+n")
+    expect(page.get_by_text("What would you like to know?")).to_be_visible()
+    wait_for_focus(page, "Your message")
+    ask(page, "Stop me", tokens=2000, rate=20)
+    expect(page.locator(".reply .markdown")).not_to_be_empty()
+    page.locator(".scroll").focus()
+    page.keyboard.press("Escape")
+    expect(page.locator(".reply .words")).to_contain_text("Stopped.")
+
+
+def test_menus_are_walked_with_arrows_and_give_the_focus_back(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    seed(page, "One")
+    rows(page).first.click()
+    page.get_by_role("button", name="Menu of this conversation").press("Enter")
+    wait_for_focus(page, "Rename")
+    page.keyboard.press("ArrowDown")
+    wait_for_focus(page, "System prompt")
+    page.keyboard.press("End")
+    wait_for_focus(page, "Keys")
+    page.keyboard.press("ArrowDown")
+    wait_for_focus(page, "Rename")
+    page.keyboard.press("d")
+    wait_for_focus(page, "Delete")
+    page.keyboard.press("Escape")
+    wait_for_focus(page, "Menu of this conversation")
+    expect(page.get_by_role("menu")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("menu")).to_have_count(1)
+    page.mouse.click(500, 400)
+    expect(page.get_by_role("menu")).to_have_count(0)
+
+
+def test_the_tab_says_when_a_reply_is_ready_in_the_background(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "Background", text="Done soon. " * 10, rate=20, size=8)
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    hide = """hidden => {
+      Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(hide, True)
+    expect(page).to_have_title(re.compile("^✓ Reply ready · "))
+    page.evaluate(hide, False)
+    expect(page).to_have_title(re.compile("^(Background|Done soon).* · Chat$"))
+
+
+def test_light_and_dark_are_chosen_and_kept(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    background = "getComputedStyle(document.querySelector('flask-chat')).backgroundColor"
+    light = page.evaluate(background)
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitemradio", name="Dark colours").click()
+    dark = page.evaluate(background)
+    assert dark != light
+    page.reload()
+    page.get_by_label("Your message").wait_for()
+    assert page.evaluate(background) == dark
+    page.emulate_media(color_scheme="dark")
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitemradio", name="Light colours").click()
+    assert page.evaluate(background) == light
+
+
+def test_on_a_narrow_screen_the_list_lies_over_the_conversation(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    seed(page, "Narrow")
+    page.set_viewport_size({"width": 320, "height": 600})
+    expect(page.locator(".side")).to_be_hidden()
+    button = page.get_by_role("button", name="Conversations")
+    expect(button).to_have_attribute("aria-expanded", "false")
+    button.click()
+    expect(button).to_have_attribute("aria-expanded", "true")
+    wait_for_focus(page, "New conversation")
+    for _ in range(8):  # what is covered cannot be reached
+        page.keyboard.press("Tab")
+        inside = page.evaluate("!!document.activeElement?.shadowRoot?.activeElement?.closest('.main')")
+        assert not inside
+    page.keyboard.press("Control+k")
+    wait_for_focus(page, "Search conversations")
+    page.keyboard.press("Escape")
+    expect(page.locator(".side")).to_be_hidden()
+    wait_for_focus(page, "button.plain menu")
+    button.click()
+    rows(page).first.click()
+    expect(page.locator(".side")).to_be_hidden()
+    expect(page.locator(".user")).to_contain_text("Narrow")
+    wait_for_focus(page, "Your message")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
