@@ -189,6 +189,12 @@ def test_a_host_header_with_anything_in_it_is_in_no_page(client: FlaskClient, na
     assert "evil" not in page.headers.get("Location", "")
 
 
+def test_no_host_and_no_origin_are_not_the_same_place(client: FlaskClient) -> None:
+    for name in ("", "a b", "/", "\x00"):
+        response = client.get("/chat/models", headers={"Origin": "null"}, environ_overrides={"HTTP_HOST": name})
+        assert response.status_code in (400, 403), name
+
+
 def test_forwarded_headers_are_not_believed_by_themselves(client: FlaskClient) -> None:
     headers = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/evil", "X-Forwarded-Proto": "https"}
     page = client.get("/chat/", headers=headers)

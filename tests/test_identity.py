@@ -163,6 +163,7 @@ def test_a_cookie_survives_the_rotation_of_the_key_and_is_then_signed_with_the_n
     client.set_cookie(COOKIE, renewed)
     with ChatClient(client.application, client) as after:
         assert visible(after, reply.conversation_id), "although it is signed in what is the future now"
+        assert cookie_of(client) != renewed, "and it is signed anew, because its time means nothing"
 
 
 def test_a_secret_key_that_comes_after_init_app_is_used(tmp_path: Path) -> None:

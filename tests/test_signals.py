@@ -122,6 +122,20 @@ def test_a_handler_that_raises_is_logged_and_harms_nobody(tmp_path: Path, caplog
     assert "in a handler" in caplog.text
 
 
+def test_closing_waits_for_handlers_that_are_at_work(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    billed: list[str] = []
+
+    @run_ended.connect_via(app)
+    def bill(sender: Flask, run_id: str, **more: Any) -> None:
+        threading.Event().wait(0.05)
+        billed.append(run_id)
+
+    with ChatClient(app) as chat:
+        reply = chat.ask("a")
+    assert billed == [reply.run_id]
+
+
 def test_a_handler_that_waits_holds_up_no_reply(tmp_path: Path) -> None:
     app, go_on = host(tmp_path), threading.Event()
 
