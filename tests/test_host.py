@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flask import Blueprint, Flask, Response, abort, got_request_exception, render_template_string, request
 from flask_wtf.csrf import CSRFProtect
+from jinja2 import StrictUndefined
 
 from flaskchat import FlaskChat
 from flaskchat.testing import ChatClient
@@ -71,6 +72,14 @@ def test_attributes_of_the_widget_are_escaped_and_named_as_in_html(tmp_path: Pat
 def test_an_attribute_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be given as an attribute"):
         widget(host(tmp_path), "{{ flaskchat(**more) }}", more={name: "x"})
+
+
+def test_what_comes_from_outside_is_escaped_also_where_the_host_escapes_nothing(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    app.jinja_env.autoescape = False
+    app.jinja_env.undefined = StrictUndefined
+    assert "<script>alert" not in app.test_client().get("/chat/c/%22%3E%3Cscript%3Ealert(1)").text
+    assert widget(app, "{{ flaskchat(model=m) }}", m='"><script>').count("<script") == 1
 
 
 def test_the_host_overrides_the_widget_and_keeps_a_name_of_its_own(tmp_path: Path) -> None:
@@ -141,6 +150,7 @@ def test_the_hosts_handlers_are_asked_for_its_own_routes(busy_host: Flask) -> No
         ("GET", "/chat/conversation", 405, "method_not_allowed"),
         ("PUT", "/chat/conversations", 405, "method_not_allowed"),
         ("GET", "/chat/nowhere/at/all", 404, "not_found"),
+        ("POST", "/chat", 404, "not_found"),
         ("GET", "/chat/assets/nothing.js", 404, "not_found"),
         ("GET", "/chat/conversations/c_x", 404, "not_found"),
         ("POST", "/chat/conversation", 415, "not_json"),

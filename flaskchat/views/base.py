@@ -55,7 +55,7 @@ def unrouted() -> Any:
             return None
     else:
         prefix = current_state().settings.url_prefix
-        if not prefix or not request.path.startswith(prefix + "/"):
+        if not prefix or not f"{request.path}/".startswith(f"{prefix}/"):
             return None
     return http_problem(error)
 

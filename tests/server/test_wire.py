@@ -135,7 +135,9 @@ def test_a_cursor_that_means_nothing_gets_one_reset_and_then_what_is_live(gunico
     stream = client.send("30 30")
     stream.take(5)
     for cursor in ("999999", "abc", "-1", "1.5", "0x1", "1-0"):
-        frames = client.follow(stream.run_id, cursor).rest()
+        follower = client.follow(stream.run_id, cursor)
+        frames = follower.rest()
+        assert re.match(rb"retry: \d+\nevent: reset\ndata: \{", follower.raw)
         assert frames[0].event == "reset", cursor
         assert frames[0].id == "", "a reset is not numbered"
         reset = json.loads(frames[0].data)
