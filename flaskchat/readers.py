@@ -55,7 +55,7 @@ class Reader:
 
     def __init__(self, owner: Readers, run: LiveRun, cursor: int, prefix: bytes, first: bytes, sock: Any) -> None:
         """:param prefix: goes in front of the first frame.
-        :param first: a frame that comes before the log's, such as a reset.
+        :param first: what comes before the log's events, such as a reset.
         :param sock: the client's socket where the server gives it, to be watched and bounded.
         """
         self._owner = owner
@@ -79,7 +79,7 @@ class Reader:
         while True:
             data = self._take()
             if data:
-                if self._prefix:
+                if self._prefix and data is not sse.HEARTBEAT:
                     data, self._prefix = self._prefix + data, b""
                 return self._write(data)
             if self.run.ended or self.run.closed or self._gone or self._closed or self._owner.leaving:
@@ -204,7 +204,8 @@ class Readers:
             return self.attach(run, reset.seq, sock, first=sse.encode_reset(reset))
         if run.ended and cursor == run.last_seq:
             return None
-        return self.attach(run, cursor, sock)
+        # With nothing to say yet, say that the connection stands: the response's head goes out with its first bytes.
+        return self.attach(run, cursor, sock, first=sse.HEARTBEAT if cursor == run.last_seq else b"")
 
     def attach(self, run: LiveRun, cursor: int, sock: Any, *, first: bytes = b"") -> Reader:
         retry = sse.retry(int(self._retry * 1000 * random.uniform(0.5, 1.5)))

@@ -137,3 +137,14 @@ def test_a_killed_worker_loses_nothing_that_was_seen(server: Server) -> None:
     assert message["text"] == text(frames)
     again = client.send("3 0", conversation_id=start["conversation_id"])
     assert again.rest()[-1].event == "done"
+
+
+def test_a_reader_that_has_everything_of_a_silent_run_is_answered_at_once(server: Server) -> None:
+    client = server.client(timeout=5)  # the heartbeat comes after 15 s
+    stream = client.send("x", model="silent")
+    stream.take(2)
+    for worker in server.workers():
+        follower = client.follow(stream.run_id, 2, connection=client.connect_to(worker))
+        assert follower.status == 200
+        assert follower.response.read1(5) == b": hb\n"
+    client.stop(stream.run_id)
