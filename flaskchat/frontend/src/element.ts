@@ -14,19 +14,23 @@
 
 import { html, LitElement, nothing } from "lit";
 import type { PropertyValues, TemplateResult } from "lit";
-import { repeat } from "lit/directives/repeat.js";
 import { Api } from "./api.ts";
 import { Composer } from "./composer.ts";
 import type { Entry } from "./conversation.ts";
+import { Following } from "./following.ts";
 import { down } from "./icons.ts";
 import { loadMarkdown } from "./markdown-lazy.ts";
-import { questionTemplate, ReplyView, replyTemplate } from "./message.ts";
+import { Kept } from "./kept.ts";
+import { ReplyView } from "./message.ts";
 import type { Theme } from "./panels.ts";
 import type { Model } from "./protocol.ts";
 import { Follower } from "./scroll.ts";
 import { Session } from "./session.ts";
 import { Shell } from "./shell.ts";
 import { styles } from "./styles.ts";
+import { Thread } from "./thread.ts";
+import { fitToView } from "./view.ts";
+import { Wire } from "./wire.ts";
 
 /** What all replies together may take of one frame; milliseconds. */
 const FRAME = 20;
@@ -54,6 +58,9 @@ export class FlaskChatElement extends LitElement {
 
   #api!: Api;
   #session!: Session;
+  #kept!: Kept;
+  #following!: Following;
+  readonly #wire = new Wire();
   #models: Model[] = [];
   #announcement = "";
   #follower: Follower | null = null;
@@ -62,6 +69,7 @@ export class FlaskChatElement extends LitElement {
   #frame = 0;
 
   readonly #composer = new Composer(this, {
+    kept: () => this.#kept,
     send: (text) => {
       this.#session.send(text);
       this.#follower?.toEnd();
@@ -90,17 +98,13 @@ export class FlaskChatElement extends LitElement {
     write: () => this.#composer.focus(),
   });
 
-  readonly #actions = {
-    regenerate: (entry: Entry): void => {
-      this.#session.regenerate(entry);
-      this.requestUpdate();
-    },
-    continue: (entry: Entry): void => {
-      this.#session.continue(entry);
-      this.requestUpdate();
-    },
-    copy: (text: string, button: HTMLElement): void => void copy(text, button),
-  };
+  readonly #thread = new Thread(this, {
+    session: () => this.#session,
+    view: (entry) => this.#view(entry),
+    follower: () => this.#follower,
+    copy: (text, button) => void copy(text, button),
+    home: () => this.#shell.home(),
+  });
 
   constructor() {
     super();
@@ -116,6 +120,13 @@ export class FlaskChatElement extends LitElement {
   override connectedCallback(): void {
     super.connectedCallback();
     this.#api = new Api(this.endpoint);
+    this.#kept = new Kept(this.#api.endpoint);
+    this.#following = new Following({
+      endpoint: this.#api.endpoint,
+      fetch: this.#api.fetch,
+      eventsUrl: (runId) => this.#api.eventsUrl(runId),
+      heartbeat: this.heartbeat,
+    });
     this.#session = new Session(
       this.#api,
       {
@@ -130,7 +141,7 @@ export class FlaskChatElement extends LitElement {
         onAnnounce: (words) => (this.#announcement = words),
         onReturn: (text) => this.#composer.giveBack(text),
       },
-      { heartbeat: this.heartbeat },
+      { heartbeat: this.heartbeat, kept: this.#kept, follow: this.#following.follow, keep: this.#following.keep, wire: this.#wire },
     );
     this.#session.model = this.model;
     if (!navigator.onLine) this.#session.offline = true;
@@ -145,6 +156,8 @@ export class FlaskChatElement extends LitElement {
     super.disconnectedCallback();
     for (const [target, type, listener] of this.#listeners) target.removeEventListener(type, listener);
     this.#session.close();
+    this.#composer.flush();
+    this.#following.close();
     this.#shell.disconnected();
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
@@ -154,13 +167,20 @@ export class FlaskChatElement extends LitElement {
     [window, "online", () => (this.#session.offline = false)],
     [window, "offline", () => (this.#session.offline = true)],
     [document, "visibilitychange", () => this.#looked()],
+    [window, "storage", (event) => this.#session.sending.stored((event as StorageEvent).key)],
+    [window, "pagehide", () => this.#composer.flush()],
+    [window.visualViewport ?? window, "resize", () => this.page && fitToView(this)],
     [window, "popstate", () => this.page && this.#show(this.#idOf(location.pathname))],
   ];
 
   protected override firstUpdated(): void {
     const scroller = this.renderRoot.querySelector<HTMLElement>(".scroll")!;
     this.#follower = new Follower(scroller, () => this.requestUpdate());
-    new ResizeObserver(() => this.#follower?.grown()).observe(scroller);
+    new ResizeObserver(() => {
+      this.#follower?.grown();
+      // The scrollbar's room is on both sides of the text; what is written stands in line with it.
+      this.style.setProperty("--gutter", `${(scroller.offsetWidth - scroller.clientWidth) / 2}px`);
+    }).observe(scroller);
     if (this.page && !matchMedia("(pointer: coarse)").matches) this.#composer.focus();
   }
 
@@ -181,7 +201,7 @@ export class FlaskChatElement extends LitElement {
     const { title } = session.conversation;
     const branch = session.conversation.branch;
     const running = session.running;
-    const empty = branch.length === 0 && !session.loading && !session.failure;
+    const empty = branch.length === 0 && session.conversation.queue.items.length === 0 && !session.loading && !session.failure;
     return html`
       <div class=${`app ${this.#shell.classes}`} @click=${this.#click} @input=${loadMarkdown}>
         ${this.#shell.side()}
@@ -192,14 +212,7 @@ export class FlaskChatElement extends LitElement {
               ${session.loading ? html`<p class="words going">Loading the conversation…</p>` : nothing}
               ${session.failure ? this.#failure(session.failure) : nothing}
               ${empty ? this.#welcome() : nothing}
-              ${repeat(
-                branch,
-                (entry) => entry.key,
-                (entry) =>
-                  entry.role === "user"
-                    ? questionTemplate(entry)
-                    : replyTemplate(entry, this.#view(entry), this.#actions, entry === branch.at(-1)),
-              )}
+              ${this.#thread.render(branch)}
             </div>
           </div>
           <footer>
@@ -210,11 +223,11 @@ export class FlaskChatElement extends LitElement {
               ${this.#shell.notice()}
               ${session.problem ? html`<p class="problem" role="alert">${session.problem}</p>` : nothing}
               ${this.#composer.render({
-                running: running !== null,
-                stopping: running?.stopping ?? false,
+                conversation: this.conversation,
+                running: running !== null && !running.stopping,
                 models: this.#models,
                 model: session.model ?? session.conversation.model ?? null,
-                disabled: session.loading || session.failure !== "",
+                disabled: session.loading ? "Loading the conversation…" : session.failure && "There is no conversation here to write in",
               })}
             </div>
           </footer>
@@ -297,6 +310,7 @@ export class FlaskChatElement extends LitElement {
   /** The conversation on the page has been given its id. */
   #named(id: string): void {
     this.conversation = id;
+    this.#composer.named(id);
     if (this.page) history.pushState(null, "", this.#href(id));
     this.#tell("conversationchange", { id });
   }

@@ -8,8 +8,10 @@ import { Conversation } from "./conversation.ts";
 import type { Entry } from "./conversation.ts";
 import { newId, Problem } from "./protocol.ts";
 import type { RunEvent, SendBody, Status } from "./protocol.ts";
+import type { Follow } from "./following.ts";
 import { RunStream } from "./stream.ts";
 import type { Clock, Outcome } from "./stream.ts";
+import type { Wire } from "./wire.ts";
 import { endAnnouncement } from "./words.ts";
 
 export interface SessionEvents {
@@ -32,6 +34,10 @@ export interface SessionEvents {
 export interface SessionOptions {
   heartbeat?: number;
   clock?: Clock;
+  follow?: Follow;
+  keep?: (signal: AbortSignal) => Promise<boolean>;
+  /** Where what came over the wire is kept. */
+  wire?: Wire;
 }
 
 const STOP_ATTEMPTS = 4;
@@ -75,6 +81,7 @@ export class Session {
       this.#streams.delete(entry);
     }
     this.conversation = new Conversation();
+    this.#options.wire?.clear();
     this.problem = this.failure = "";
     this.loading = id !== null;
     this.#events.onChange();
@@ -166,6 +173,11 @@ export class Session {
     for (const stream of this.#streams.values()) stream.wake();
   }
 
+  /** Break the connections off, to see what happens then. @returns how many there were. */
+  plug(): number {
+    return [...this.#streams.values()].filter((stream) => stream.plug()).length;
+  }
+
   /** Follow nothing any more. The runs go on. */
   close(): void {
     for (const stream of this.#streams.values()) stream.close();
@@ -192,9 +204,11 @@ export class Session {
     hooks: Hooks,
   ): Promise<void> {
     const conversation = this.conversation;
+    const { wire, ...options } = this.#options;
     const stream = new RunStream({
       ...what,
-      ...this.#options,
+      ...options,
+      ...(wire ? { tap: wire.tap() } : {}),
       fetch: this.#api.fetch,
       eventsUrl: (runId) => this.#api.eventsUrl(runId),
       offline: this.#offline,

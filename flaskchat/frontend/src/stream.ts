@@ -18,8 +18,11 @@
 
 import { createParser } from "eventsource-parser";
 import type { Fetch } from "./api.ts";
+import { PLUG, request } from "./following.ts";
+import type { Follow } from "./following.ts";
 import { isTerminal, parseEvent, Problem, problemOf } from "./protocol.ts";
 import type { RunEvent, SendBody, TerminalEvent } from "./protocol.ts";
+import type { Tap } from "./wire.ts";
 
 /** Time and chance, so that tests can hold both. Milliseconds. */
 export interface Clock {
@@ -56,6 +59,12 @@ export interface StreamOptions {
   ask?: { url: string; body: SendBody };
   runId?: string;
   eventsUrl: (runId: string) => string;
+  /** How a run is followed, where that is not by a request of its own. */
+  follow?: Follow;
+  /** Whether the answer to the question may be read to its end. Else the run is followed as soon as it has a name. */
+  keep?: (signal: AbortSignal) => Promise<boolean>;
+  /** Sees what is asked and what comes, before it is understood. */
+  tap?: Tap;
   onEvent: (event: RunEvent, seq: number) => void;
   onConnection?: (connection: Connection) => void;
   onRunId?: (runId: string) => void;
@@ -74,6 +83,7 @@ const NOT_A_STREAM_ATTEMPTS = 5;
 const MAX_FRAME = 16 << 20;
 
 type Drop = { kind: "drop"; clean: boolean; busy: boolean; after: number };
+type Move = { kind: "move" };
 const LOST: Drop = { kind: "drop", clean: false, busy: false, after: 0 };
 
 export class RunStream {
@@ -102,6 +112,7 @@ export class RunStream {
     while (!this.#closed) {
       const result = await this.#once();
       if (this.#closed) break;
+      if (result.kind === "move") continue;
       if (result.kind !== "drop") return result;
       const sent = this.runId !== null;
       if (!sent && !this.#offline && this.#attempt + 1 >= ASK_ATTEMPTS) return { kind: "unsent" };
@@ -121,6 +132,12 @@ export class RunStream {
     this.#wake?.();
   }
 
+  /** Break the connection off, as a network does. @returns whether there was one. */
+  plug(): boolean {
+    this.#controller?.abort(PLUG);
+    return this.#controller !== null;
+  }
+
   /** Do not wait any longer before the next attempt. */
   wake(): void {
     this.#wake?.();
@@ -137,8 +154,11 @@ export class RunStream {
     }
   }
 
-  async #once(): Promise<Outcome | Drop> {
+  async #once(): Promise<Outcome | Drop | Move> {
     const controller = (this.#controller = new AbortController());
+    const { keep, tap } = this.#options;
+    const asked = this.runId === null;
+    let end = "";
     let watchdog: unknown;
     const alive = (): void => {
       this.#clock.clearTimeout(watchdog);
@@ -152,15 +172,24 @@ export class RunStream {
       const response = await this.#request(controller.signal);
       alive();
       const refusal = await this.#head(response);
+      tap?.({ kind: "head", status: response.status });
       if (refusal) return refusal;
       const runId = response.headers.get("Flaskchat-Run-Id");
       if (runId) this.#known(runId);
       this.#note({ phase: "live" });
-      return await this.#read(response.body!, alive);
+      if (asked && this.runId !== null && keep && !(await keep(controller.signal))) {
+        end = "moved";
+        return { kind: "move" };
+      }
+      const result = await this.#read(response.body!, alive);
+      end = result.kind === "drop" ? "closed" : "over";
+      return result;
     } catch {
       // No connection, a cut one, one we aborted, or bytes that are no frames: the log has what we miss.
+      end = this.#closed ? "left" : controller.signal.reason === PLUG ? "plug" : controller.signal.aborted ? "silent" : "lost";
       return LOST;
     } finally {
+      if (end) tap?.({ kind: "end", reason: end });
       this.#clock.clearTimeout(watchdog);
       this.#controller = null;
       controller.abort();
@@ -168,15 +197,21 @@ export class RunStream {
   }
 
   #request(signal: AbortSignal): Promise<Response> {
-    const { fetch, ask, eventsUrl } = this.#options;
-    const headers: Record<string, string> = { Accept: "text/event-stream" };
-    const common: RequestInit = { headers, signal, cache: "no-store", credentials: "same-origin" };
+    const { fetch, ask, eventsUrl, follow, tap } = this.#options;
     if (this.runId !== null) {
-      if (this.cursor > 0) headers["Last-Event-ID"] = String(this.cursor);
-      return fetch(eventsUrl(this.runId), common);
+      const url = eventsUrl(this.runId);
+      tap?.({ kind: "request", method: "GET", url, after: this.cursor });
+      return follow ? follow(this.runId, this.cursor, signal) : request(fetch, url, this.cursor, signal);
     }
-    headers["Content-Type"] = "application/json";
-    return fetch(ask!.url, { ...common, method: "POST", body: JSON.stringify(ask!.body) });
+    tap?.({ kind: "request", method: "POST", url: ask!.url, after: 0 });
+    return fetch(ask!.url, {
+      method: "POST",
+      headers: { Accept: "text/event-stream", "Content-Type": "application/json" },
+      body: JSON.stringify(ask!.body),
+      signal,
+      cache: "no-store",
+      credentials: "same-origin",
+    });
   }
 
   /** What the head of the answer means, or null when a stream follows. */
@@ -216,6 +251,7 @@ export class RunStream {
       const { done, value } = await reader.read();
       if (done) return { kind: "drop", clean: true, busy: false, after: 0 };
       alive();
+      if (value.length > 0) this.#options.tap?.({ kind: "bytes", bytes: value });
       parser.feed(decoder.decode(value, { stream: true }));
       for (const frame of frames.splice(0)) {
         const ended = this.#frame(frame.event, frame.id, frame.data);

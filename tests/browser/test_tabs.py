@@ -1,0 +1,133 @@
+"""Many tabs of one browser over plain HTTP/1.1, which gives them six connections together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.conftest import Server
+from tests.server import badmodel
+from tests.server.client import deadline
+
+from .proxy import Proxy
+from .test_page import ask, assert_nothing_is_missing, is_over, reply, stored, wait_for_text
+
+Visit = Callable[..., Page]
+
+TABS = 10
+LEADS = "navigator.locks.query().then(({held}) => held.filter(({name}) => name.endsWith(' lead')).map((l) => l.clientId))"
+
+
+def connections(server: Server) -> int:
+    """Connections that the server's workers have now, those of idle keep-alive too."""
+    total = 0
+    for pid in server.workers():
+        for connection in psutil.Process(pid).net_connections("tcp"):
+            total += connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == server.port
+    return total
+
+
+def length(page: Page) -> int:
+    return len(reply(page).inner_text()) if reply(page).count() else 0
+
+
+def texts(pages: list[Page]) -> list[str]:
+    return [reply(page).inner_html() for page in pages]
+
+
+def leader(pages: list[Page]) -> Page:
+    """The tab that holds the connections for all."""
+    for _ in deadline(10, "a tab that leads"):
+        for page in pages:
+            # a client's id is told by the lock that it alone asks for
+            mine = page.evaluate(
+                "navigator.locks.request('who ' + Math.random(), async ({name}) => "
+                "(await navigator.locks.query()).held.find((lock) => lock.name === name).clientId)"
+            )
+            if mine in page.evaluate(LEADS):
+                return page
+        pages[0].wait_for_timeout(20)
+    raise AssertionError
+
+
+def assert_all_grow(pages: list[Page], seconds: float = 15) -> None:
+    before = [length(page) for page in pages]
+    for _ in deadline(seconds, f"progress in all tabs after {before}"):
+        pages[0].wait_for_timeout(20)
+        if all(length(page) > was for page, was in zip(pages, before, strict=True)):
+            return
+
+
+def test_ten_tabs_watch_one_reply_over_few_connections(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    directive = ask(first, tag="ten watch", tokens=900, rate=40)
+    wait_for_text(first, 20)
+    pages = [first, *(visit(first.url, first.context) for _ in range(TABS - 1))]
+    assert_all_grow(pages)
+    assert connections(chat) <= 6
+    streams = first.request.get(f"{chat.url}/readyz").json()["streams"]
+    assert streams <= 2
+    assert_all_grow(pages)
+    for page in pages:
+        is_over(page)
+    assert len(set(texts(pages))) == 1
+    assert_nothing_is_missing(pages[-1], directive)
+
+
+def test_ten_tabs_with_a_reply_each_all_live(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    pages = [first, *(visit(chat.url, first.context) for _ in range(TABS - 1))]
+    directives = [ask(page, tag=f"own {at}", tokens=500, rate=20) for at, page in enumerate(pages)]
+    assert_all_grow(pages)
+    assert connections(chat) <= 6
+    # other requests find a connection
+    assert first.evaluate("fetch('/models').then((response) => response.status)") == 200
+    assert_all_grow(pages)
+    for page, directive in zip(pages, directives, strict=True):
+        is_over(page)
+        assert stored(page)["messages"][-1]["text"] == badmodel.text_of(directive)
+    followed = texts(pages)
+    for page in pages:
+        page.reload()
+        is_over(page)
+    assert texts(pages) == followed
+
+
+def test_when_the_tab_that_holds_the_connections_closes_another_takes_over(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    directive = ask(first, tag="takes over", tokens=700, rate=40)
+    wait_for_text(first, 20)
+    pages = [first, *(visit(first.url, first.context) for _ in range(3))]
+    assert_all_grow(pages)
+    for _ in range(2):
+        leads = leader(pages)
+        pages.remove(leads)
+        leads.close()
+        assert_all_grow(pages)
+    for page in pages:
+        expect(page.get_by_text("Connection lost")).to_have_count(0)
+        is_over(page)
+    assert len(set(texts(pages))) == 1
+    assert_nothing_is_missing(pages[0], directive)
+
+
+def test_a_tab_that_hangs_does_not_hold_up_the_others(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    directive = ask(first, tag="hangs", tokens=500, rate=40)
+    wait_for_text(first, 20)
+    pages = [first, *(visit(first.url, first.context) for _ in range(3))]
+    assert_all_grow(pages)
+    hangs = leader(pages)
+    others = [page for page in pages if page is not hangs]
+    session = hangs.context.new_cdp_session(hangs)
+    session.send("Debugger.enable")
+    session.send("Debugger.pause")
+    assert_all_grow(others)
+    session.send("Debugger.disable")
+    for page in pages:
+        is_over(page)
+    assert len(set(texts(pages))) == 1
+    assert_nothing_is_missing(others[0], directive)
