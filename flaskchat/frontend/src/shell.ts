@@ -199,6 +199,11 @@ export class Shell {
     });
   }
 
+  /** Of the conversation's title: a host's page has its own h1. */
+  get #level(): number {
+    return this.#host.page ? 1 : 2;
+  }
+
   get classes(): string {
     return `${this.#over ? "open" : ""} ${this.#away ? "away" : ""}`;
   }
@@ -210,7 +215,8 @@ export class Shell {
 
   side(): TemplateResult {
     const { conversation, running } = this.#actions.session();
-    return html`${this.sidebar.render({ id: conversation.id, title: conversation.title, running: running !== null })}
+    const { id, title } = conversation;
+    return html`${this.sidebar.render({ id, title, running: running !== null, heading: this.#over ? this.#level : 0 })}
       <div class="backdrop" @click=${this.#toggle}></div>`;
   }
 
@@ -225,8 +231,7 @@ export class Shell {
       >
         ${menu}
       </button>
-      ${this.panels?.heading() ??
-      html`<div class="title" part="title" role="heading" aria-level=${this.#host.page ? 1 : 2} dir="auto">${title}</div>`}
+      <div class="title" part="title" role="heading" aria-level=${this.#level} dir="auto">${this.panels?.heading() ?? title}</div>
       <button class="plain dots" aria-label="Menu of this conversation" aria-haspopup="menu" @click=${this.#menu}>${dots}</button>
     </header>`;
   }

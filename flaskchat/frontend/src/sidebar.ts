@@ -26,6 +26,8 @@ export interface SidebarState {
   id: string | null;
   title: string;
   running: boolean;
+  /** The level of its heading where it covers the conversation, which has none to be found then; else 0. */
+  heading: number;
 }
 
 export class Sidebar {
@@ -40,6 +42,7 @@ export class Sidebar {
   render(state: SidebarState): TemplateResult {
     const panels = this.#actions.panels();
     return html`<nav class="side" part="sidebar" aria-label="Conversations" @keydown=${this.#key}>
+      ${state.heading ? html`<div class="unseen" role="heading" aria-level=${state.heading}>Conversations</div>` : nothing}
       <a class="new" part="new" href=${this.#actions.href(null)} @click=${(event: MouseEvent) => this.go(event, null)}>
         ${plus}<span>New conversation</span>
       </a>

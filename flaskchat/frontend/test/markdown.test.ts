@@ -166,3 +166,16 @@ test("character references are resolved in text and left alone in code", () => {
   assert.equal(new View().show("`&lt;`\n\n```\n&lt;\n```", true).node.querySelector("pre")!.textContent, "&lt;");
   assert.equal(decodeEntities("&constructor;&toString;"), "&constructor;&toString;");
 });
+
+test("no heading skips a level, wherever the model began, and however the text came", () => {
+  const levels = (view: MarkdownView): string =>
+    [...view.node.querySelectorAll("h2,h3,h4,h5,h6")]
+      .map((heading) => `${heading.tagName.toLowerCase()}:${heading.getAttribute("aria-level") ?? ""}`)
+      .join(" ");
+  const text = "### Deep first\n\na\n\n##### Deeper\n\n> ###### In a quotation\n\n## Up\n\n# Top\n\nb\n\n### Down\n\nc [x]\n\n[x]: https://example.com/\n";
+  const expected = "h4:3 h6:4 h6:5 h3: h2: h4:3";
+  assert.equal(levels(new View().show(text, true)), expected);
+  const view = new View();
+  for (let end = 1; end < text.length; end++) view.show(text.slice(0, end));
+  assert.equal(levels(view.show(text, true)), expected);
+});
