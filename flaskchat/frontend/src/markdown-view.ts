@@ -6,12 +6,18 @@ import { Blocks } from "./nodes.ts";
 /** How many blocks before the end are always laid out; those before them only while they are near what is seen. */
 const NEAR = 12;
 
+/** The level of the message's own heading, below which those of its text stand. */
+const TOP = 2;
+const HEADING = /^H[2-6]$/i;
+
 export class MarkdownView {
   readonly node: HTMLElement;
   readonly #markdown = new Markdown();
   readonly #blocks: Blocks;
   #settled = 0;
   #far = 0;
+  /** The level of the last heading in the blocks that are final. */
+  #level = TOP;
 
   constructor(node: HTMLElement = document.createElement("div")) {
     this.node = node;
@@ -42,7 +48,25 @@ export class MarkdownView {
     const before = this.#settled;
     this.#settled += settled.filter(isShown).length;
     this.#blocks.settle(before, this.#settled);
+    this.#order(changed.length > 0 || restart ? 0 : before);
     for (; this.#far < this.#settled - NEAR; this.#far++) this.node.children[this.#far]?.classList.add("far");
     return complete;
+  }
+
+  /** Readers that go by headings find none that skips a level, wherever the model began to count. */
+  #order(from: number): void {
+    let level = from === 0 ? TOP : this.#level;
+    const { children } = this.node;
+    for (let at = from; at < children.length; at++) {
+      if (at === this.#settled) this.#level = level;
+      const block = children[at]!;
+      for (const heading of HEADING.test(block.tagName) ? [block] : block.querySelectorAll("h2,h3,h4,h5,h6")) {
+        const own = Number(heading.tagName[1]);
+        level = Math.min(own, level + 1);
+        if (level === own) heading.removeAttribute("aria-level");
+        else heading.setAttribute("aria-level", String(level));
+      }
+    }
+    if (this.#settled >= children.length) this.#level = level;
   }
 }
