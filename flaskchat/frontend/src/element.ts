@@ -3,13 +3,32 @@
  *
  *     <flask-chat endpoint="/chat" conversation="c_…" model="parrot" page></flask-chat>
  *
- * endpoint      the path under which the chat is mounted; "" for the root
- * conversation  the conversation to show; absent: a new one. Follows what the reader opens
- * model         the model to ask, unless the reader picks another
- * page          this is the whole page: the address and the title follow the conversation
- * heartbeat     seconds between the server's heartbeats, where it is not 15
+ * Attributes (and properties of the same name)
+ *   endpoint      the path under which the chat is mounted; "" for the root
+ *   conversation  the conversation to show; absent: a new one. Follows what the reader opens
+ *   model         the model to ask, unless the reader picks another
+ *   page          this is the whole page: the address and the title follow the conversation, keys work everywhere
+ *   compact       for a corner of a page: the list of conversations lies behind a button, whatever the width
+ *   theme         auto (as the system is, the default), light, dark
+ *   heartbeat     seconds between the server's heartbeats, where it is not 15
  *
- * Fires `conversationchange` with `detail.id`.
+ * Events; they bubble and cross shadow roots
+ *   message-sent        the server has taken a question; detail: conversation, message, run (ids)
+ *   run-finished        a reply that was followed has ended; detail: conversation, message, run, and status:
+ *                       done | error | stopped | interrupted
+ *   conversationchange  another conversation is shown, or a new one has been given its id; detail.id, null for a new one
+ *
+ * Custom properties; each holds in light and dark alike where it is set
+ *   --flask-chat-background  --flask-chat-soft (side, questions)  --flask-chat-line (borders)
+ *   --flask-chat-text  --flask-chat-dim (less important text)  --flask-chat-alarm (failures)
+ *   --flask-chat-accent (links, buttons, focus)  --flask-chat-on-accent (text on it)
+ *   --flask-chat-font  --flask-chat-mono (font families)
+ *   --flask-chat-radius (of corners, 0.6rem)
+ *   --flask-chat-width (of the text, 46rem)  --flask-chat-side (width of the list, 17rem)
+ *   --flask-chat-height (of the element, 36rem; not with `page`)
+ *
+ * Parts, for `flask-chat::part(…)`
+ *   sidebar  new  main  header  title  messages  question  reply  composer  input  menu  dialog
  */
 
 import { html, LitElement, nothing } from "lit";
