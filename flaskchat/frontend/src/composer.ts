@@ -1,22 +1,30 @@
-/** Where a message is written, and Stop. Enter sends, Shift+Enter breaks the line, Escape stops the reply. */
+/**
+ * Where a message is written, and Stop. Enter sends, Shift+Enter breaks the line, Escape stops the reply. While a reply is
+ * being written, what is sent waits for its end.
+ */
 
 import { html, nothing } from "lit";
 import type { ReactiveControllerHost, TemplateResult } from "lit";
+import { Drafts } from "./drafts.ts";
 import { square, up } from "./icons.ts";
+import type { Kept } from "./kept.ts";
 import type { Model } from "./protocol.ts";
 
 /** Models that can be overlooked in the browser's own list; among more, one can search. */
 const FEW = 8;
 
 export interface ComposerState {
+  /** The conversation whose draft is shown; null: a new one. */
+  conversation: string | null;
   running: boolean;
-  stopping: boolean;
   models: Model[];
   model: string | null;
-  disabled: boolean;
+  /** Why nothing can be written now, in words; empty: it can. */
+  disabled: string;
 }
 
 export interface ComposerActions {
+  kept: () => Kept;
   send: (text: string) => void;
   stop: () => void;
   pick: (model: string) => void;
@@ -32,14 +40,17 @@ export class Composer {
   /** Nothing can be sent now. One can still write, and the focus stays where it is. */
   #disabled = false;
   #composing = false;
+  #conversation: string | null | undefined = undefined;
+  readonly #drafts: Drafts;
 
   constructor(host: ReactiveControllerHost & { renderRoot: ParentNode }, actions: ComposerActions) {
     this.#host = host;
     this.#actions = actions;
+    this.#drafts = new Drafts(actions.kept);
   }
 
   get #area(): HTMLTextAreaElement | null {
-    return this.#host.renderRoot.querySelector("textarea");
+    return this.#host.renderRoot.querySelector(".composer textarea");
   }
 
   focus(): void {
@@ -51,16 +62,36 @@ export class Composer {
     this.#set(this.#text.trim() ? `${text}\n\n${this.#text}` : text);
   }
 
+  /** Keep what is written: the page may go away. */
+  flush(): void {
+    this.#drafts.flush();
+  }
+
+  /** The new conversation has its id: the draft goes with it. */
+  named(id: string): void {
+    this.#drafts.keep(null, "");
+    this.#conversation = id;
+    this.#drafts.keep(id, this.#text);
+  }
+
   render(state: ComposerState): TemplateResult {
     this.#running = state.running;
-    this.#disabled = state.disabled;
+    this.#disabled = state.disabled !== "";
+    if (this.#conversation !== state.conversation) {
+      this.#conversation = state.conversation;
+      this.#text = this.#drafts.of(state.conversation);
+      void this.#host.updateComplete.then(() => this.#grow());
+    }
+    const written = this.#text.trim() !== "";
     const picked = state.model ?? state.models.find((model) => model.default)?.id;
-    return html`<form class="composer" @submit=${this.#submit}>
+    return html`<form class="composer" part="composer" @submit=${this.#submit}>
       <textarea
+        part="input"
         rows="1"
         aria-label="Your message"
-        placeholder="Write a message"
+        placeholder=${state.disabled || (state.running ? "Write the next message" : "Write a message")}
         enterkeyhint="send"
+        dir="auto"
         .value=${this.#text}
         @input=${this.#input}
         @keydown=${this.#key}
@@ -85,12 +116,13 @@ export class Composer {
               )}
             </select>`
           : nothing}
-        <span class="hint">Enter sends, Shift+Enter breaks the line</span>
+        <span class="hint">${state.running ? "Enter queues it until the reply has ended" : "Enter sends, Shift+Enter breaks the line"}</span>
         ${state.running
-          ? html`<button type="button" class="round stop" ?disabled=${state.stopping} title="Stop (Esc)" @click=${this.#actions.stop}>
-              ${square}<span>Stop</span>
-            </button>`
-          : html`<button class="round" ?disabled=${!this.#text.trim() || state.disabled} title="Send (Enter)">
+          ? html`${written ? html`<button class="round next" title="Send when the reply has ended (Enter)">${up}<span>Queue</span></button>` : nothing}
+              <button type="button" class="round stop" title="Stop (Esc)" @click=${this.#actions.stop}>
+                ${square}<span>Stop</span>
+              </button>`
+          : html`<button class="round" ?disabled=${!written || state.disabled !== ""} title=${written ? "Send (Enter)" : "Write something to send"}>
               ${up}<span>Send</span>
             </button>`}
       </div>
@@ -115,7 +147,7 @@ export class Composer {
   readonly #submit = (event: Event): void => {
     event.preventDefault();
     const text = this.#text.trim();
-    if (!text || this.#running || this.#disabled) return;
+    if (!text || this.#disabled) return;
     this.#set("");
     this.#actions.send(text);
   };
@@ -125,10 +157,16 @@ export class Composer {
     const before = Boolean(this.#text.trim());
     this.#text = text;
     if (area && area.value !== text) area.value = text;
-    if (area && !CSS.supports("field-sizing", "content")) {
-      area.style.height = "auto";
-      area.style.height = `${area.scrollHeight}px`;
-    }
+    this.#drafts.keep(this.#conversation ?? null, text);
+    this.#grow();
     if (before !== Boolean(text.trim())) this.#host.requestUpdate();
+  }
+
+  /** As high as its text, up to what the style sheet allows. */
+  #grow(): void {
+    const area = this.#area;
+    if (!area || CSS.supports("field-sizing", "content")) return;
+    area.style.height = "auto";
+    area.style.height = `${area.scrollHeight}px`;
   }
 }

@@ -5,10 +5,11 @@
  * it hang on it.
  */
 
-import type { Conversation as ConversationData, Message, RunEvent, Status, TerminalEvent } from "./protocol.ts";
+import type { Conversation as ConversationData, Message, RunEvent, Status, TerminalEvent, Usage } from "./protocol.ts";
+import type { Queue } from "./queue.ts";
 import type { Connection } from "./stream.ts";
-
-const LENGTH = "The reply reached its longest length.";
+import { Timing } from "./timing.ts";
+import { finishWords } from "./words.ts";
 
 let keys = 0;
 
@@ -28,6 +29,12 @@ export class Entry {
   /** How the stream of a running reply does. */
   connection: Connection | null = null;
   stopping = false;
+  model: string | null = null;
+  usage: Usage | null = null;
+  /** How long the reply took, as far as this page has seen it. */
+  timing: Timing | null = null;
+  /** The message below this one that was shown last. */
+  chosen: Entry | null = null;
   /** Milliseconds in which the model's connection was closed after Stop. */
   closedIn: number | null = null;
   /** Text and reasoning from before this run, where the run continues a reply. */
@@ -56,13 +63,16 @@ export class Entry {
       .filter((part) => part.type === "reasoning")
       .map((part) => part.text ?? "")
       .join("");
-    this.words = message.error?.message ?? "";
-    if (message.finish_reason === "length") this.words = LENGTH;
+    this.words = message.error?.message ?? (this.status === "done" ? finishWords(message.finish_reason) : "");
+    this.model = message.model ?? null;
+    this.usage = message.usage ?? null;
     this.onText?.();
   }
 
-  /** A run begins that writes this entry, after the text it has. */
-  begin(): void {
+  /** A run begins that writes this entry, after the text it has. @param timed the page sees it from its beginning. */
+  begin(timed = false): void {
+    this.timing = timed ? new Timing() : null;
+    this.usage = null;
     this.base = this.text;
     this.#baseReasoning = this.reasoning;
     this.status = "running";
@@ -83,12 +93,15 @@ export class Entry {
       case "start":
         this.id = event.message_id;
         this.runId = event.run_id;
+        this.model = event.model;
         this.rewind();
         break;
       case "delta":
+        this.timing?.text();
         this.text += event.text;
         break;
       case "reasoning":
+        this.timing?.reasoning();
         this.reasoning += event.text;
         break;
       case "reset":
@@ -101,14 +114,18 @@ export class Entry {
         this.end(event);
         break;
     }
-    this.onText?.();
+    // Stop is immediate: what is written until the server has heard of it is shown when it has.
+    if (!(this.stopping && this.running)) this.onText?.();
   }
 
   end(event: TerminalEvent): void {
     this.status = event.event;
     this.connection = null;
     this.words = "message" in event ? event.message : "";
-    if (event.event === "done" && event.finish_reason === "length") this.words = LENGTH;
+    this.timing?.end();
+    if (event.event !== "done") return;
+    this.words = finishWords(event.finish_reason);
+    this.usage = event.usage ?? null;
   }
 }
 
@@ -117,8 +134,23 @@ export class Conversation {
   title = "";
   model: string | null = null;
   systemPrompt = "";
-  leaf: Entry | null = null;
+  readonly queue: Queue;
+  #leaf: Entry | null = null;
   readonly #entries: Entry[] = [];
+
+  constructor(queue: Queue) {
+    this.queue = queue;
+  }
+
+  /** The end of the branch that is shown. */
+  get leaf(): Entry | null {
+    return this.#leaf;
+  }
+
+  set leaf(leaf: Entry | null) {
+    this.#leaf = leaf;
+    for (let entry = leaf; entry?.parent; entry = entry.parent) entry.parent.chosen = entry;
+  }
 
   /** The messages from the first to the leaf, as they are read. */
   get branch(): Entry[] {
@@ -143,11 +175,33 @@ export class Conversation {
     return entry;
   }
 
+  /** What was said in place of this message, with it, in order of creation. */
+  siblings(entry: Entry): Entry[] {
+    return this.#entries.filter((each) => each.parent === entry.parent && each.role === entry.role);
+  }
+
+  /** Show the branch of an entry, down to where it was left last. */
+  show(entry: Entry): void {
+    let leaf = entry;
+    for (;;) {
+      const next: Entry | undefined = leaf.chosen ?? this.#entries.findLast((each) => each.parent === leaf);
+      if (!next) break;
+      leaf = next;
+    }
+    this.leaf = leaf;
+  }
+
+  /** Whether a reply is being written where a question below `parent` would go, as the server sees it. */
+  busy(parent: Entry | null): boolean {
+    return this.#entries.some((entry) => entry.running && (entry === parent || entry.parent?.parent === parent));
+  }
+
   /** Take entries out again that the server never got; they are the last ones. */
   drop(entries: Entry[], leaf: Entry | null): void {
     for (const entry of entries) {
       const at = this.#entries.indexOf(entry);
       if (at >= 0) this.#entries.splice(at, 1);
+      if (entry.parent?.chosen === entry) entry.parent.chosen = null;
     }
     if (this.leaf && entries.includes(this.leaf)) this.leaf = leaf;
   }
@@ -168,8 +222,10 @@ export class Conversation {
       entry.parent = parent;
       if (!live.has(entry)) entry.read(message);
     }
-    const leaf = data.current_leaf_id ? this.find(data.current_leaf_id) : this.#entries.at(-1);
-    // A question that is still on its way hangs below what the server knows: keep showing it.
-    if (!this.leaf || this.leaf.id !== null) this.leaf = leaf ?? null;
+    const stored = (data.current_leaf_id ? this.find(data.current_leaf_id) : undefined) ?? this.#entries.at(-1) ?? null;
+    // The reader stays in the branch that is shown, and a question that is still on its way is in none the server knows.
+    let entry = stored;
+    while (entry && entry !== this.leaf) entry = entry.parent;
+    if (!this.leaf || entry) this.leaf = stored;
   }
 }

@@ -11,3 +11,5 @@ export const up = icon("M12 19V5M5.5 11.5 12 5l6.5 6.5");
 export const down = icon("M12 5v14M5.5 12.5 12 19l6.5-6.5");
 export const square = icon("M7 7h10v10H7z");
 export const dots = icon("M5 11.5v1M12 11.5v1M19 11.5v1");
+export const back = icon("m14.5 6-6 6 6 6");
+export const on = icon("m9.5 6 6 6-6 6");

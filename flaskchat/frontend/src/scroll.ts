@@ -30,6 +30,11 @@ export class Follower {
     this.#jump();
   }
 
+  /** The reader looks at something else than the end. */
+  leave(): void {
+    this.#set(false);
+  }
+
   #jump(): void {
     this.#scroller.scrollTop = this.#scroller.scrollHeight;
     this.#last = this.#scroller.scrollTop;

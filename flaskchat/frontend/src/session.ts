@@ -6,12 +6,18 @@
 import type { Api } from "./api.ts";
 import { Conversation } from "./conversation.ts";
 import type { Entry } from "./conversation.ts";
+import { Kept } from "./kept.ts";
 import { newId, Problem } from "./protocol.ts";
 import type { RunEvent, SendBody, Status } from "./protocol.ts";
+import { Queue } from "./queue.ts";
+import { Sending } from "./sending.ts";
+import type { Hooks } from "./sending.ts";
 import type { Follow } from "./following.ts";
 import { RunStream } from "./stream.ts";
 import type { Clock, Outcome } from "./stream.ts";
 import type { Wire } from "./wire.ts";
+import { Timing } from "./timing.ts";
+import type { Times } from "./timing.ts";
 import { endAnnouncement } from "./words.ts";
 
 export interface SessionEvents {
@@ -38,12 +44,13 @@ export interface SessionOptions {
   keep?: (signal: AbortSignal) => Promise<boolean>;
   /** Where what came over the wire is kept. */
   wire?: Wire;
+  kept?: Kept;
 }
 
 const STOP_ATTEMPTS = 4;
 
 export class Session {
-  conversation = new Conversation();
+  conversation: Conversation;
   /** The model to ask, where the reader picked one. */
   model: string | null = null;
   /** What went wrong outside any message: shown above the composer. */
@@ -57,14 +64,29 @@ export class Session {
   readonly #streams = new Map<Entry, RunStream>();
   #offline = false;
   #opening = 0;
-  /** A question that may have reached the server although no answer came: asked again, it keeps its id. */
-  #unsent: { id: string; text: string; conversation: string | null } | null = null;
+  readonly #kept: Kept;
+  /** Requests that may have reached the server although no answer came: made again, they keep their ids. */
+  readonly #unsent = new Map<string, string>();
+  #leaf: { conversation: string; leaf: string } | null = null;
+  #choosing = false;
 
   constructor(api: Api, events: SessionEvents, options: SessionOptions = {}) {
     this.#api = api;
     this.#events = events;
     this.#options = options;
+    this.#kept = options.kept ?? new Kept(api.endpoint);
+    this.conversation = this.#empty(null);
   }
+
+  readonly sending = new Sending({
+    shown: () => this.conversation,
+    loading: () => this.loading,
+    model: () => this.model,
+    ask: (conversation, body, reply, hooks) => void this.#ask(conversation, body, reply, hooks),
+    problem: (words) => (this.problem = words),
+    returned: (text) => this.#events.onReturn?.(text),
+    changed: () => this.#events.onChange(),
+  });
 
   /** The reply that is being written in the branch shown. */
   get running(): Entry | null {
@@ -74,25 +96,22 @@ export class Session {
   /** Show a conversation, or an empty one. Streams of the one that is left are closed; its runs go on. */
   async open(id: string | null): Promise<void> {
     const opening = ++this.#opening;
-    // A question that the server has not taken yet goes on being sent: its text would be lost.
-    for (const [entry, stream] of this.#streams) {
-      if (stream.runId === null) continue;
-      stream.close();
-      this.#streams.delete(entry);
-    }
-    this.conversation = new Conversation();
+    this.#leave();
+    const aside = [...this.sending.aside].find((each) => id !== null && each.id === id);
+    this.conversation = aside ?? this.#empty(id);
     this.#options.wire?.clear();
     this.problem = this.failure = "";
-    this.loading = id !== null;
+    this.loading = id !== null && !aside;
     this.#events.onChange();
-    if (id === null) return;
+    if (id === null) return this.sending.pump(this.conversation);
     try {
       const data = await this.#api.conversation(id);
       if (opening !== this.#opening) return;
-      this.conversation.read(data);
-      this.#followAll(data.running);
+      this.sending.aside.delete(this.conversation);
+      this.#read(this.conversation, data);
     } catch (error) {
       if (opening !== this.#opening) return;
+      if (error instanceof Problem && error.status === 404) this.#kept.forget(id);
       this.failure =
         error instanceof Problem
           ? error.status === 404
@@ -104,51 +123,106 @@ export class Session {
     this.#events.onChange();
   }
 
-  /** Ask. The question and an empty reply are shown at once. */
-  send(text: string): void {
-    const conversation = this.conversation;
-    const leaf = conversation.leaf;
-    const known = this.#unsent;
-    const same = known && known.text === text && known.conversation === conversation.id;
-    const id = same ? known.id : newId();
-    this.#unsent = null;
-    this.problem = "";
-    const body: SendBody = { action: "send", message: { id, text } };
-    if (conversation.id) body.conversation_id = conversation.id;
-    if (leaf?.id) body.parent_id = leaf.id;
-    if (this.model) body.model = this.model;
-    const question = conversation.add("user", leaf, text);
-    const reply = conversation.add("assistant", question);
-    reply.begin();
-    void this.#ask(body, reply, {
-      onStart: (userMessageId) => (question.id = userMessageId),
-      onRefused: (unsent) => {
-        conversation.drop([question, reply], leaf);
-        if (unsent) this.#unsent = { id, text, conversation: conversation.id };
-        this.#events.onReturn?.(text);
-      },
-    });
+  #empty(id: string | null): Conversation {
+    const conversation = new Conversation(new Queue(this.#kept, id));
+    // What another new conversation is still sending is not this one's.
+    for (const { queue } of id === null ? this.sending.aside : []) for (const each of queue.flying) conversation.queue.flying.add(each);
+    return conversation;
+  }
+
+  /** A question that is not taken yet goes on being sent, and those that wait are sent when their time comes. */
+  #leave(): void {
+    const { conversation } = this;
+    if (conversation.queue.items.length > 0 && conversation.branch.length > 0) {
+      this.sending.aside.add(conversation);
+      return;
+    }
+    for (const entry of conversation.entries) {
+      this.#streams.get(entry)?.close();
+      this.#streams.delete(entry);
+    }
+  }
+
+  #read(conversation: Conversation, data: Parameters<Conversation["read"]>[0]): void {
+    conversation.read(data, new Set(this.#streams.keys()));
+    const times = this.#kept.read<Record<string, Times>>("times", conversation.id) ?? {};
+    for (const entry of conversation.entries) if (entry.id) entry.timing ??= Timing.of(times[entry.id]);
+    this.#followAll(conversation, data.running);
+    const { queue } = conversation;
+    const after = queue.load();
+    if (queue.after === undefined && after) queue.after = conversation.find(after);
+    this.sending.pump(conversation);
+  }
+
+  /** @param parent what the question follows, where it is an edit of another. */
+  send(text: string, parent?: Entry | null): void {
+    this.sending.send(text, parent);
   }
 
   /** Ask the same again: a sibling of the reply. */
   regenerate(entry: Entry): void {
     if (!entry.id) return;
-    const conversation = this.conversation;
+    const { conversation } = this;
     const reply = conversation.add("assistant", entry.parent);
-    reply.begin();
+    reply.begin(true);
     const body: SendBody = { action: "regenerate", message_id: entry.id, request_id: newId() };
     if (this.model) body.model = this.model;
-    void this.#ask(body, reply, { onRefused: () => conversation.drop([reply], entry) });
+    this.#again(conversation, body, reply, () => conversation.drop([reply], entry));
   }
 
   /** Let a stopped or interrupted reply go on where it ended. */
   continue(entry: Entry): void {
     if (!entry.id) return;
-    const { status, words, closedIn } = entry;
+    const { status, words, closedIn, timing, usage } = entry;
     entry.begin();
-    void this.#ask({ action: "continue", message_id: entry.id, request_id: newId() }, entry, {
-      onRefused: () => Object.assign(entry, { status, words, closedIn }),
+    const body: SendBody = { action: "continue", message_id: entry.id, request_id: newId() };
+    this.#again(this.conversation, body, entry, () => Object.assign(entry, { status, words, closedIn, timing, usage }));
+  }
+
+  #again(conversation: Conversation, body: Exclude<SendBody, { action: "send" }>, reply: Entry, undo: () => void): void {
+    const key = `${body.action} ${body.message_id} ${this.model}`;
+    body.request_id = this.#unsent.get(key) ?? body.request_id;
+    this.#unsent.delete(key);
+    this.problem = "";
+    void this.#ask(conversation, body, reply, {
+      onKnown: (known) => {
+        undo();
+        conversation.show(known);
+      },
+      onRefused: (problem) => {
+        undo();
+        if (!problem) this.#unsent.set(key, body.request_id);
+        if (problem !== null) this.problem = problem?.message ?? "Not sent: no connection. Try it again.";
+      },
     });
+  }
+
+  /** Show the message before or after this one in its place. The server keeps the choice for the next visit. */
+  walk(entry: Entry, step: 1 | -1): Entry {
+    const { conversation } = this;
+    const siblings = conversation.siblings(entry);
+    const next = siblings[siblings.indexOf(entry) + step];
+    if (!next) return entry;
+    conversation.show(next);
+    const leaf = conversation.leaf?.id;
+    if (conversation.id && leaf) {
+      this.#leaf = { conversation: conversation.id, leaf };
+      void this.#choose();
+    }
+    this.#events.onChange();
+    return next;
+  }
+
+  /** One at a time, or a choice could overtake a later one; only the last counts. */
+  async #choose(): Promise<void> {
+    if (this.#choosing) return;
+    this.#choosing = true;
+    for (let wanted = this.#leaf; wanted; wanted = this.#leaf) {
+      this.#leaf = null;
+      // Without a connection a reload shows the branch from before: nothing is lost, and nothing is worth saying.
+      await this.#api.change(wanted.conversation, { current_leaf_id: wanted.leaf }).catch(() => undefined);
+    }
+    this.#choosing = false;
   }
 
   /** Stop the reply. Before the server has named the run, Stop waits for the name, or takes the question back. */
@@ -180,30 +254,31 @@ export class Session {
 
   /** Follow nothing any more. The runs go on. */
   close(): void {
+    this.sending.closed = true;
     for (const stream of this.#streams.values()) stream.close();
     this.#streams.clear();
   }
 
-  #followAll(running: { run_id: string; message_id: string }[]): void {
+  #followAll(conversation: Conversation, running: { run_id: string; message_id: string }[]): void {
     for (const { run_id: runId, message_id: messageId } of running) {
-      const entry = this.conversation.find(messageId);
+      const entry = conversation.find(messageId);
       if (!entry || this.#streams.has(entry)) continue;
       entry.begin();
       entry.runId = runId;
-      void this.#follow(entry, { runId }, {});
+      void this.#follow(conversation, entry, { runId }, {});
     }
   }
 
-  #ask(body: SendBody, reply: Entry, hooks: Hooks): Promise<void> {
-    return this.#follow(reply, { ask: { url: this.#api.url("/conversation"), body } }, hooks);
+  #ask(conversation: Conversation, body: SendBody, reply: Entry, hooks: Hooks): Promise<void> {
+    return this.#follow(conversation, reply, { ask: { url: this.#api.url("/conversation"), body } }, hooks);
   }
 
   async #follow(
+    conversation: Conversation,
     entry: Entry,
     what: { runId: string } | { ask: { url: string; body: SendBody } },
     hooks: Hooks,
   ): Promise<void> {
-    const conversation = this.conversation;
     const { wire, ...options } = this.#options;
     const stream = new RunStream({
       ...what,
@@ -218,6 +293,7 @@ export class Session {
       },
       onConnection: (connection) => {
         entry.connection = connection;
+        if (entry.stopping && stream.runId === null && connection.phase === "waiting") stream.close();
         this.#events.onChange();
       },
       onEvent: (event) => this.#event(conversation, entry, event, hooks),
@@ -227,10 +303,21 @@ export class Session {
     if (this.#streams.get(entry) === stream) this.#streams.delete(entry);
     entry.connection = null;
     await this.#ended(conversation, entry, outcome, hooks);
+    this.sending.pump(conversation);
     this.#events.onChange();
   }
 
   #event(conversation: Conversation, entry: Entry, event: RunEvent, hooks: Hooks): void {
+    if (hooks.known) return;
+    if (event.event === "start" && hooks.onKnown) {
+      const known = conversation.find(event.message_id);
+      if (known && known !== entry) {
+        // Sent before, by this page ere it was loaded anew or by another tab: what came of it is here already.
+        hooks.known = true;
+        this.#streams.get(entry)?.close();
+        return hooks.onKnown(known);
+      }
+    }
     const silent = entry.text === entry.base && !entry.reasoning;
     if (event.event === "title") {
       conversation.title = event.title;
@@ -238,6 +325,7 @@ export class Session {
     }
     entry.apply(event);
     if (event.event === "start") {
+      if (conversation.queue.after === entry && conversation.queue.items.length > 0) conversation.queue.save();
       hooks.onStart?.(event.user_message_id);
       if (hooks.onStart) {
         this.#events.onSent?.({ conversation: event.conversation_id, message: event.user_message_id, run: event.run_id });
@@ -246,11 +334,16 @@ export class Session {
       conversation.model = event.model;
       if (conversation.id === null) {
         conversation.id = event.conversation_id;
+        conversation.queue.named(event.conversation_id);
         if (this.conversation === conversation) this.#events.onConversation?.(event.conversation_id);
       }
       this.#events.onAnnounce?.("The reply has started.");
       this.#events.onRun?.();
     } else if (!entry.running) {
+      if (entry.timing && entry.id && conversation.id) {
+        const times = this.#kept.read<Record<string, Times>>("times", conversation.id);
+        this.#kept.write("times", conversation.id, { ...times, [entry.id]: entry.timing });
+      }
       this.#events.onAnnounce?.(endAnnouncement(entry));
       this.#events.onFinish?.({ conversation: conversation.id, message: entry.id, run: entry.runId, status: entry.status });
       this.#events.onRun?.();
@@ -266,21 +359,21 @@ export class Session {
         return;
       case "closed":
         // Taken back before it was sent, or the reader went to another conversation.
-        if (entry.stopping && entry.runId === null) hooks.onRefused?.(true);
+        if (entry.stopping && entry.runId === null) hooks.onRefused?.(null);
         return;
       case "unsent":
-        this.problem = "Your message could not be sent: no connection. It is back in the box below.";
-        hooks.onRefused?.(true);
+        hooks.onRefused?.(undefined);
         return;
       case "missing":
         entry.end({ event: "interrupted", message: "The server does not know this reply any more." });
         return;
       case "refused":
         if (entry.runId === null) {
-          this.problem = outcome.problem.message;
-          hooks.onRefused?.(false);
-          // Another tab asked here first: show what it asked.
-          if (outcome.problem.code === "run_in_progress") await this.#reread(conversation);
+          hooks.onRefused?.(outcome.problem);
+          // Another tab asked here first, or sent this already: show what it asked.
+          if (["run_in_progress", "idempotency_conflict"].includes(outcome.problem.code)) {
+            if (!(await this.#reread(conversation))) hooks.onRefused?.(undefined);
+          }
         } else {
           entry.end({ event: "interrupted", message: outcome.problem.message });
         }
@@ -293,12 +386,10 @@ export class Session {
   }
 
   async #reread(conversation: Conversation): Promise<boolean> {
-    if (conversation.id === null || this.conversation !== conversation) return true;
+    if (conversation.id === null) return true;
     try {
       const data = await this.#api.conversation(conversation.id);
-      if (this.conversation !== conversation) return true;
-      conversation.read(data, new Set(this.#streams.keys()));
-      this.#followAll(data.running);
+      if (this.conversation === conversation || this.sending.aside.has(conversation)) this.#read(conversation, data);
       return true;
     } catch {
       return false;
@@ -324,9 +415,4 @@ export class Session {
     entry.stopping = false;
     this.#events.onChange();
   }
-}
-
-interface Hooks {
-  onStart?: (userMessageId: string) => void;
-  onRefused?: (maybeSent: boolean) => void;
 }

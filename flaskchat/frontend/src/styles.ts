@@ -2,6 +2,7 @@
 
 import chat from "./chat.css";
 import { replyStyles } from "./markdown-lazy.ts";
+import thread from "./thread.css";
 
 function sheet(css: string): CSSStyleSheet {
   const made = new CSSStyleSheet();
@@ -9,4 +10,4 @@ function sheet(css: string): CSSStyleSheet {
   return made;
 }
 
-export const styles = [sheet(chat), replyStyles];
+export const styles = [sheet(chat), sheet(thread), replyStyles];

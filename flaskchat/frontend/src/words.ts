@@ -4,7 +4,7 @@ import type { Entry } from "./conversation.ts";
 
 /** How a running reply does; empty while all is well and text comes. */
 export function runningWords(entry: Entry): string {
-  if (entry.stopping) return "Stopping…";
+  if (entry.stopping) return entry.runId === null ? "Stopping…" : "Stopped. Closing the model's connection…";
   const connection = entry.connection;
   if (connection?.phase === "waiting" && !connection.silent) {
     const { reason, sent, attempt } = connection;
@@ -40,6 +40,35 @@ export function endWords(entry: Entry): string {
     default:
       return "";
   }
+}
+
+/** Why a reply ended, where it is not that all was said. */
+export function finishWords(reason: string | null | undefined): string {
+  switch (reason) {
+    case undefined:
+    case null:
+    case "":
+    case "stop":
+      return "";
+    case "length":
+      return "The reply was cut short: it reached its longest length.";
+    case "content_filter":
+      return "The reply was cut short by the model's content filter.";
+    case "tool_calls":
+    case "function_call":
+      return "The reply ended with a call of a tool, which this chat does not make.";
+    default:
+      return `The reply ended early: ${reason.replaceAll("_", " ")}.`;
+  }
+}
+
+/** A length of time in few words. @param milliseconds of it. */
+export function span(milliseconds: number): string {
+  const seconds = milliseconds / 1000;
+  if (seconds < 0.95) return `${Math.max(1, Math.round(milliseconds))} ms`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 99.5) return `${Math.round(seconds)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
 
 /** What a screen reader is told when a reply ends. */

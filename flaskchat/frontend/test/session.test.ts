@@ -4,6 +4,9 @@ import { Api } from "../src/api.ts";
 import { Conversation } from "../src/conversation.ts";
 import type { Entry } from "../src/conversation.ts";
 import type { Conversation as ConversationData, Message } from "../src/protocol.ts";
+import { Kept } from "../src/kept.ts";
+import type { Place } from "../src/kept.ts";
+import { Queue } from "../src/queue.ts";
 import { Session } from "../src/session.ts";
 import { endWords, runningWords, when } from "../src/words.ts";
 
@@ -20,6 +23,16 @@ const sse = (list: [string, object][]): Response =>
   new Response(frames(list), { headers: { "Content-Type": "text/event-stream", "Flaskchat-Run-Id": "run_1" } });
 const json = (body: object, status = 200): Response =>
   new Response(JSON.stringify(body), { status, headers: { "Content-Type": status < 400 ? "application/json" : "application/problem+json" } });
+
+const memory = (): ((lasting: boolean) => Place) => {
+  const map = new Map<string, string>();
+  const place: Place = {
+    getItem: (key) => map.get(key) ?? null,
+    setItem: (key, value) => void map.set(key, value),
+    removeItem: (key) => void map.delete(key),
+  };
+  return () => place;
+};
 
 /** A session over answers by "METHOD path"; each is used once, in order. */
 class Harness {
@@ -178,7 +191,7 @@ test("an unknown conversation is said to be one", async () => {
 });
 
 test("the branch that is shown follows the leaf", () => {
-  const conversation = new Conversation();
+  const conversation = new Conversation(new Queue(new Kept("", memory()), null));
   const messages = [message("a", null, "user", "1"), message("b", "a", "assistant", "old"), message("c", "a", "assistant", "new"), message("d", "c", "user", "2")];
   conversation.read(data(messages));
   assert.deepEqual(conversation.branch.map((entry) => entry.id), ["a", "c", "d"]);

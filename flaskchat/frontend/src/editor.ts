@@ -1,0 +1,35 @@
+/** A message that is being changed, in its place. Enter sends it, Escape leaves it as it was. */
+
+import { html, nothing } from "lit";
+import type { TemplateResult } from "lit";
+
+export interface EditorActions {
+  note: string;
+  send: (text: string) => void;
+  cancel: () => void;
+}
+
+export function editor(text: string, label: string, { note, send, cancel }: EditorActions): TemplateResult {
+  const submit = (event: Event): void => {
+    event.preventDefault();
+    const form = (event.target as Element).closest("form")!;
+    const written = form.querySelector("textarea")!.value.trim();
+    if (written) send(written);
+  };
+  const key = (event: KeyboardEvent): void => {
+    if (event.isComposing || event.keyCode === 229) return;
+    if (event.key === "Escape") {
+      event.preventDefault();
+      event.stopPropagation();
+      cancel();
+    } else if (event.key === "Enter" && !event.shiftKey && !event.altKey) submit(event);
+  };
+  return html`<form class="editor" @submit=${submit}>
+    <textarea rows="1" aria-label=${label} dir="auto" .value=${text} @keydown=${key}></textarea>
+    ${note ? html`<p class="words">${note}</p>` : nothing}
+    <div class="actions">
+      <button class="round">Send</button>
+      <button type="button" @click=${cancel}>Cancel</button>
+    </div>
+  </form>`;
+}

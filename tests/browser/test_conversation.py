@@ -1,0 +1,424 @@
+"""Messages, branches, the queue, drafts and the composer, in a real browser against real gunicorn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
+
+from tests.conftest import Server
+from tests.server import badmodel
+from tests.server.client import deadline
+
+from .proxy import Proxy
+
+Visit = Callable[..., Page]
+
+
+def box(page: Page) -> Locator:
+    return page.get_by_label("Your message")
+
+
+def ask(page: Page, words: str, **directive: Any) -> None:
+    """Send a question whose JSON tells the model how to answer."""
+    box(page).fill(f"{words} {json.dumps(directive)}")
+    box(page).press("Enter")
+
+
+def reply(page: Page, at: int = -1) -> Locator:
+    return page.locator(".reply .markdown").nth(at)
+
+
+def is_over(page: Page) -> None:
+    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false", timeout=30_000)
+
+
+def stored(page: Page) -> dict[str, Any]:
+    """The conversation as the server keeps it."""
+    identifier = page.url.rsplit("/", 1)[1]
+    response = page.request.get(f"{page.url.split('/c/')[0]}/conversations/{identifier}")
+    assert response.ok, response.text()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def edit(page: Page, at: int, text: str) -> None:
+    """Change a question."""
+    question = page.locator(".message.user").nth(at)
+    question.hover()
+    question.get_by_role("button", name="Edit").click()
+    area = page.get_by_label("Edit your message")
+    expect(area).to_be_focused()
+    area.fill(text)
+    area.press("Enter")
+
+
+def waits_for_leaf(page: Page, text: str) -> None:
+    """Until the server shows the branch that ends with this reply."""
+    for _ in deadline(10, f"the branch of {text!r}"):
+        page.wait_for_timeout(20)
+        now = stored(page)
+        leaf = next(each for each in now["messages"] if each["id"] == now["current_leaf_id"])
+        if leaf["text"] == text:
+            return
+
+
+def test_an_edit_is_a_branch_and_everything_is_kept(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    ask(page, "Second", text="Reply two")
+    is_over(page)
+    edit(page, 0, 'First, changed {"text": "Reply three"}')
+    expect(page.locator(".message")).to_have_count(2)
+    is_over(page)
+    expect(reply(page)).to_have_text("Reply three")
+    messages = stored(page)["messages"]
+    assert [each["parent_id"] for each in messages if each["text"].startswith("First")] == [None, None]
+    assert len(messages) == 6
+
+    group = page.locator(".user .walk")
+    expect(group).to_have_text(re.compile(r"2\s*/\s*2"))
+    group.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".message")).to_have_count(4)
+    expect(reply(page)).to_have_text("Reply two")
+    expect(page.locator(".user .walk")).to_have_attribute("aria-label", "Version 1 of 2")
+    expect(page.locator(".user .walk").get_by_role("button", name="Previous version")).to_be_focused()
+    waits_for_leaf(page, "Reply two")
+    page.reload()
+    expect(reply(page)).to_have_text("Reply two")
+    page.get_by_role("button", name="Next version").press("Enter")
+    expect(reply(page)).to_have_text("Reply three")
+    waits_for_leaf(page, "Reply three")
+    page.reload()
+    expect(reply(page)).to_have_text("Reply three")
+    ask(page, "Third", text="Reply four")
+    is_over(page)
+    expect(reply(page)).to_have_text("Reply four")
+    assert stored(page)["messages"][-2]["parent_id"] == messages[-1]["id"]
+
+
+def test_an_edit_in_the_middle_follows_what_it_followed(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    ask(page, "Second", text="Reply two")
+    is_over(page)
+    edit(page, 1, 'Second, changed {"text": "Reply three"}')
+    expect(reply(page)).to_have_text("Reply three")
+    is_over(page)
+    messages = stored(page)["messages"]
+    assert messages[4]["parent_id"] == messages[2]["parent_id"] == messages[1]["id"]
+
+
+def test_an_edit_that_is_left_changes_nothing(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    page.locator(".message.user").hover()
+    page.get_by_role("button", name="Edit").click()
+    area = page.get_by_label("Edit your message")
+    area.fill("Something else")
+    area.press("Escape")
+    expect(page.get_by_role("button", name="Edit")).to_be_focused()
+    expect(page.locator(".bubble")).to_contain_text("First")
+    assert len(stored(page)["messages"]) == 2
+
+
+def test_regenerating_makes_a_sibling_and_the_arrows_lead_back(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "Say it", tokens=8, rate=0)
+    is_over(page)
+    for count in (2, 3):
+        page.locator(".reply").get_by_role("button", name="Regenerate").click()
+        expect(page.locator(".reply .walk")).to_have_attribute("aria-label", f"Version {count} of {count}")
+        is_over(page)
+    messages = stored(page)["messages"]
+    assert len({each["parent_id"] for each in messages[1:]}) == 1
+    assert len(messages) == 4
+    for at in (2, 1):
+        page.locator(".reply").get_by_role("button", name="Previous version").click()
+        expect(page.locator(".reply .walk")).to_have_attribute("aria-label", f"Version {at} of 3")
+    for _ in deadline(10, "the first reply's branch"):
+        page.wait_for_timeout(20)
+        if stored(page)["current_leaf_id"] == messages[1]["id"]:
+            break
+    page.reload()
+    expect(page.locator(".reply .walk")).to_have_attribute("aria-label", "Version 1 of 3")
+
+
+def test_a_message_waits_for_the_reply_and_is_sent_once(visit: Visit, chat: Server, model: badmodel.Running) -> None:
+    page = visit(chat.url)
+    ask(page, "First", tag="queue first", tokens=4000, rate=20)
+    expect(reply(page)).not_to_be_empty()
+    ask(page, "Second", tag="queue second", text="Reply two")
+    ask(page, "Third", tag="queue third", text="Reply three")
+    ask(page, "Fourth", tag="queue fourth", text="Reply four")
+    waiting = page.locator(".waiting")
+    expect(waiting).to_have_count(3)
+    expect(waiting.first).to_contain_text("Queued. It is sent when the reply has ended.")
+    expect(box(page)).to_have_value("")
+    waiting.nth(1).get_by_role("button", name="Withdraw").click()
+    expect(waiting).to_have_count(2)
+    waiting.first.get_by_role("button", name="Edit").click()
+    area = page.get_by_label("Edit the waiting message")
+    area.fill(f"Second, edited {json.dumps({'tag': 'queue edited', 'text': 'Edited two'})}")
+    area.press("Enter")
+    expect(waiting.first).to_contain_text("Second, edited")
+    page.reload()
+    expect(waiting).to_have_count(2)
+    expect(reply(page)).not_to_be_empty()
+    assert model.stats("queue edited")["posts"] == 0
+    page.get_by_role("button", name="Stop").click()
+    expect(waiting).to_have_count(0)
+    expect(page.locator(".reply")).to_have_count(3)
+    is_over(page)
+    expect(page.locator(".reply .markdown").nth(1)).to_have_text("Edited two")
+    expect(reply(page)).to_have_text("Reply four")
+    page.reload()
+    expect(page.locator(".reply")).to_have_count(3)
+    expect(waiting).to_have_count(0)
+    posts = {tag: model.stats(f"queue {tag}")["posts"] for tag in ("first", "edited", "second", "third", "fourth")}
+    # Titles are asked for once more with the first question's words.
+    assert {tag: posts[tag] for tag in ("edited", "second", "third", "fourth")} == {
+        "edited": 1, "second": 0, "third": 0, "fourth": 1,
+    }  # fmt: skip
+    messages = stored(page)["messages"]
+    assert [each["parent_id"] for each in messages] == [None, *(each["id"] for each in messages[:-1])]
+
+
+def test_two_tabs_with_one_queue_send_it_once(visit: Visit, chat: Server, model: badmodel.Running) -> None:
+    first = visit(chat.url)
+    ask(first, "First", tokens=60, rate=20)
+    expect(reply(first)).not_to_be_empty()
+    second = visit(first.url, first.context)
+    expect(reply(second)).not_to_be_empty()
+    ask(first, "Second", tag="two tabs", text="Once")
+    expect(second.locator(".waiting")).to_have_count(1)
+    for page in (first, second):
+        expect(reply(page)).to_have_text("Once", timeout=20_000)
+        is_over(page)
+        expect(page.locator(".message")).to_have_count(4)
+        expect(page.locator(".waiting")).to_have_count(0)
+    assert len(stored(first)["messages"]) == 4
+    assert model.stats("two tabs")["posts"] == 1
+
+
+def test_what_waits_for_a_reply_that_fails_is_held_back(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", tokens=40, rate=20, fault="error", after=30, tag="held")
+    expect(reply(page)).not_to_be_empty()
+    ask(page, "Second", text="Reply two")
+    expect(page.locator(".waiting")).to_contain_text("Held back")
+    page.reload()
+    expect(page.locator(".waiting")).to_contain_text("Held back")
+    page.get_by_role("button", name="Send now").click()
+    expect(reply(page)).to_have_text("Reply two")
+    expect(page.locator(".waiting")).to_have_count(0)
+
+
+def test_a_draft_survives_a_reload_in_its_conversation(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    box(page).fill("A thought for later")
+    page.reload()
+    expect(box(page)).to_have_value("A thought for later")
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    box(page).press_sequentially("A second thought")
+    page.get_by_role("link", name="New conversation").click()
+    expect(box(page)).to_have_value("")
+    box(page).fill("Of the new one")
+    page.go_back()
+    expect(box(page)).to_have_value("A second thought")
+    page.reload()
+    expect(box(page)).to_have_value("A second thought")
+    box(page).fill("")
+    page.reload()
+    expect(reply(page)).to_have_text("Reply one")
+    expect(box(page)).to_have_value("")
+
+
+def test_a_send_that_failed_is_kept_and_sent_once(
+    visit: Visit, chat: Server, network: Proxy, model: badmodel.Running
+) -> None:
+    page = visit(network.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    bodies: list[Any] = []
+
+    def cut(route: Route) -> None:
+        """The server gets the request, its answer is lost."""
+        bodies.append(route.request.post_data_json)
+        if len(bodies) == 1:
+            route.fetch()
+        route.abort()
+
+    page.route("**/conversation", cut)
+    ask(page, "Second", tag="failed send", text="Reply two")
+    failed = page.locator(".waiting")
+    expect(failed).to_contain_text("Not sent: no connection.", timeout=30_000)
+    page.unroute("**/conversation")
+    page.reload()
+    expect(failed).to_contain_text("Not sent: no connection.")
+    failed.get_by_role("button", name="Send again").click()
+    expect(reply(page)).to_have_text("Reply two")
+    is_over(page)
+    expect(failed).to_have_count(0)
+    expect(page.locator(".message")).to_have_count(4)
+    assert len(stored(page)["messages"]) == 4
+    assert model.stats("failed send")["posts"] == 1
+    assert len({json.dumps(each) for each in bodies}) == 1
+
+
+def test_a_reload_while_a_message_is_on_its_way_sends_it_again(
+    visit: Visit, chat: Server, network: Proxy, model: badmodel.Running
+) -> None:
+    page = visit(network.url)
+    page.route("**/conversation", lambda route: route.abort())
+    ask(page, "First", tag="on its way", text="Reply one")
+    expect(page.get_by_text("Not sent yet: no connection.")).to_be_visible()
+    page.unroute("**/conversation")
+    page.reload()
+    expect(reply(page)).to_have_text("Reply one")
+    assert model.stats("on its way")["posts"] <= 2  # and one for the title
+    expect(page).to_have_url(re.compile("/c/c_"))
+    page.reload()
+    expect(page.locator(".message")).to_have_count(2)
+
+
+def test_another_tab_asked_first_so_the_message_is_queued(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    ask(first, "First", text="Reply one")
+    is_over(first)
+    second = visit(first.url, first.context)
+    expect(reply(second)).to_have_text("Reply one")
+    ask(first, "From the first tab", tokens=60, rate=20)
+    expect(reply(first)).not_to_be_empty()
+    ask(second, "From the second tab", text="Both are here")
+    expect(second.locator(".waiting")).to_contain_text("Queued.")
+    expect(second.locator(".user .bubble").nth(1)).to_contain_text("From the first tab")
+    expect(reply(second)).to_have_text("Both are here", timeout=20_000)
+    assert len(stored(second)["messages"]) == 6
+
+
+def test_the_details_of_a_reply_are_there_on_demand(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "Think", tokens=30, rate=30, reasoning=3, delay=0.3)
+    is_over(page)
+    expect(page.locator("summary")).to_have_text(re.compile(r"Thought for [\d.]+ (ms|s)"))
+    button = page.get_by_role("button", name="Details")
+    button.click()
+    details = page.locator(".details")
+    expect(details).to_contain_text("openai:fake")
+    expect(details).to_contain_text("Tokens written30")
+    expect(details).to_contain_text("First token after")
+    expect(details).to_contain_text("tokens/s")
+    shown = details.inner_text()
+    page.reload()
+    expect(page.locator("summary")).to_have_text(re.compile(r"Thought for"))
+    button.click()
+    assert details.inner_text() == shown
+    button.click()
+    expect(details).to_have_count(0)
+
+
+@pytest.mark.parametrize(("finish", "words"), [("length", "its longest length"), ("content_filter", "content filter")])
+def test_a_reply_that_was_cut_short_says_why(visit: Visit, chat: Server, finish: str, words: str) -> None:
+    page = visit(chat.url)
+    ask(page, "Tell", text="Not all of", finish=finish)
+    expect(page.locator(".reply .words")).to_contain_text(words)
+    page.reload()
+    expect(page.locator(".reply .words")).to_contain_text(words)
+
+
+def test_a_message_can_be_copied(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url, permissions=["clipboard-read", "clipboard-write"])
+    ask(page, "Copy me", text="**Reply** one")
+    is_over(page)
+    page.locator(".message.user").hover()
+    page.locator(".message.user").get_by_role("button", name="Copy").click()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("Copy me {")
+    page.locator(".reply").get_by_role("button", name="Copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "**Reply** one"
+
+
+def test_stop_is_immediate_before_the_first_token(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.route("**/stop", lambda route: page.wait_for_timeout(400) or route.continue_())
+    ask(page, "Wait", fault="silent-before-first-token", hold=30)
+    expect(page.get_by_text("Waiting for the first words…")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator(".reply .words")).to_have_text(re.compile(r"closed in \d+ ms\."))
+
+
+def test_the_composer_grows_to_a_third_and_takes_a_long_text(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    before = box(page).bounding_box()
+    assert before is not None
+    box(page).fill("line\n" * 3)
+    three = box(page).bounding_box()
+    assert three is not None
+    assert three["height"] > 2 * before["height"]
+    text = "A very long text. " * 20_000
+    since = page.evaluate("performance.now()")
+    box(page).evaluate("(area, text) => { area.focus(); document.execCommand('insertText', false, text) }", text)
+    assert page.evaluate("performance.now()") - since < 3000
+    full = box(page).bounding_box()
+    assert full is not None
+    assert 200 < full["height"] <= 800 / 3 + 1
+    assert box(page).input_value().endswith("A very long text. ")
+    expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("width", [320, 420, 1200])
+def test_text_and_composer_are_in_line(visit: Visit, chat: Server, width: int) -> None:
+    page = visit(chat.url)
+    page.set_viewport_size({"width": width, "height": 700})
+    ask(page, "Much", text="A line of text.\n\n" * 60)
+    is_over(page)
+    lines = page.evaluate(
+        """() => [".messages", "footer .column"].map(each => {
+            const box = document.querySelector("flask-chat").shadowRoot.querySelector(each).getBoundingClientRect();
+            return [box.left, box.right];
+        })"""
+    )
+    assert lines[0] == lines[1]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_nothing_moves_while_text_streams(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.evaluate(
+        """() => {
+            window.moved = 0;
+            new PerformanceObserver(list => {
+                for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.moved += entry.value;
+            }).observe({type: "layout-shift", buffered: true});
+        }"""
+    )
+    ask(page, "Stream", text="Some **text** in a few paragraphs. " * 12, rate=60)
+    expect(reply(page)).not_to_be_empty()
+    page.wait_for_function("performance.now() > 0")
+    before = page.evaluate("window.moved")
+    is_over(page)
+    assert page.evaluate("window.moved") - before < 0.01
+
+
+def test_a_keyboard_on_the_screen_leaves_the_composer_in_sight(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.set_viewport_size({"width": 390, "height": 800})
+    # As Safari has it: the window stays, what is seen of it becomes less.
+    page.evaluate(
+        """() => {
+            Object.defineProperty(visualViewport, "height", {configurable: true, value: 450});
+            visualViewport.dispatchEvent(new Event("resize"));
+        }"""
+    )
+    bottom = page.locator(".composer").evaluate("e => e.getBoundingClientRect().bottom")
+    assert bottom <= 450
