@@ -4,6 +4,7 @@
  */
 
 import type { Api } from "./api.ts";
+import { Branches } from "./branches.ts";
 import { Conversation } from "./conversation.ts";
 import type { Entry } from "./conversation.ts";
 import { Kept } from "./kept.ts";
@@ -67,13 +68,13 @@ export class Session {
   readonly #kept: Kept;
   /** Requests that may have reached the server although no answer came: made again, they keep their ids. */
   readonly #unsent = new Map<string, string>();
-  #leaf: { conversation: string; leaf: string } | null = null;
-  #choosing = false;
+  readonly #branches: Branches;
 
   constructor(api: Api, events: SessionEvents, options: SessionOptions = {}) {
     this.#api = api;
     this.#events = events;
     this.#options = options;
+    this.#branches = new Branches(api);
     this.#kept = options.kept ?? new Kept(api.endpoint);
     this.conversation = this.#empty(null);
   }
@@ -108,6 +109,7 @@ export class Session {
       const data = await this.#api.conversation(id);
       if (opening !== this.#opening) return;
       this.sending.aside.delete(this.conversation);
+      this.loading = false;
       this.#read(this.conversation, data);
     } catch (error) {
       if (opening !== this.#opening) return;
@@ -197,32 +199,11 @@ export class Session {
     });
   }
 
-  /** Show the message before or after this one in its place. The server keeps the choice for the next visit. */
+  /** Show the message before or after this one in its place. */
   walk(entry: Entry, step: 1 | -1): Entry {
-    const { conversation } = this;
-    const siblings = conversation.siblings(entry);
-    const next = siblings[siblings.indexOf(entry) + step];
-    if (!next) return entry;
-    conversation.show(next);
-    const leaf = conversation.leaf?.id;
-    if (conversation.id && leaf) {
-      this.#leaf = { conversation: conversation.id, leaf };
-      void this.#choose();
-    }
+    const next = this.#branches.walk(this.conversation, entry, step);
     this.#events.onChange();
     return next;
-  }
-
-  /** One at a time, or a choice could overtake a later one; only the last counts. */
-  async #choose(): Promise<void> {
-    if (this.#choosing) return;
-    this.#choosing = true;
-    for (let wanted = this.#leaf; wanted; wanted = this.#leaf) {
-      this.#leaf = null;
-      // Without a connection a reload shows the branch from before: nothing is lost, and nothing is worth saying.
-      await this.#api.change(wanted.conversation, { current_leaf_id: wanted.leaf }).catch(() => undefined);
-    }
-    this.#choosing = false;
   }
 
   /** Stop the reply. Before the server has named the run, Stop waits for the name, or takes the question back. */

@@ -4,11 +4,12 @@ import { Api } from "../src/api.ts";
 import { Conversation } from "../src/conversation.ts";
 import type { Entry } from "../src/conversation.ts";
 import type { Conversation as ConversationData, Message } from "../src/protocol.ts";
+import { Drafts } from "../src/drafts.ts";
 import { Kept } from "../src/kept.ts";
 import type { Place } from "../src/kept.ts";
 import { Queue } from "../src/queue.ts";
 import { Session } from "../src/session.ts";
-import { endWords, runningWords, when } from "../src/words.ts";
+import { endWords, finishWords, runningWords, span, when } from "../src/words.ts";
 
 const message = (id: string, parent: string | null, role: "user" | "assistant", text: string, more: Partial<Message> = {}): Message => ({
   id, parent_id: parent, role, text, status: "done", parts: [], ...more,
@@ -42,7 +43,7 @@ class Harness {
   readonly ids: string[] = [];
   readonly session: Session;
 
-  constructor(answers: Record<string, (Response | Promise<Response>)[]>) {
+  constructor(answers: Record<string, (Response | Promise<Response>)[]>, place = memory()) {
     const fetch = async (url: string, init: RequestInit = {}): Promise<Response> => {
       const line = `${init.method ?? "GET"} ${url}`;
       this.calls.push({ line, body: init.body ? (JSON.parse(init.body as string) as Record<string, unknown>) : null });
@@ -58,8 +59,12 @@ class Harness {
         onAnnounce: (words) => this.announced.push(words),
         onConversation: (id) => this.ids.push(id),
       },
-      { clock: { setTimeout: (callback) => setTimeout(callback, 0), clearTimeout: (timer) => clearTimeout(timer as never), random: () => 0 } },
+      { kept: new Kept("/chat", place), clock: { setTimeout: (callback) => setTimeout(callback, 0), clearTimeout: (timer) => clearTimeout(timer as never), random: () => 0 } },
     );
+  }
+
+  get queue(): Queue {
+    return this.session.conversation.queue;
   }
 
   get branch(): Entry[] {
@@ -86,26 +91,148 @@ test("a question and its reply become a conversation", async () => {
   assert.equal(harness.calls[0]!.body!["conversation_id"], undefined);
 });
 
-test("a refused question is taken back with the server's words", async () => {
-  const harness = new Harness({ "POST /chat/conversation": [json({ detail: "Too many at once.", code: "too_many" }, 429)] });
+test("a question that is not valid is taken back with the server's words", async () => {
+  const harness = new Harness({ "POST /chat/conversation": [json({ detail: "Not valid: message.text.", code: "invalid" }, 422)] });
   harness.session.send("My long text");
   await harness.until(() => harness.session.running === null);
   assert.deepEqual(harness.returned, ["My long text"]);
-  assert.equal(harness.session.problem, "Too many at once.");
+  assert.equal(harness.session.problem, "Not valid: message.text.");
   assert.equal(harness.branch.length, 0);
+  assert.equal(harness.queue.waiting.length, 0);
 });
 
-test("a question that could not be sent keeps its id when it is sent again unchanged", async () => {
+test("a question that is refused for now is kept with the server's words", async () => {
+  const harness = new Harness({ "POST /chat/conversation": [json({ detail: "Too many at once.", code: "too_many" }, 429)] });
+  harness.session.send("My long text");
+  await harness.until(() => harness.session.running === null);
+  assert.deepEqual(harness.returned, []);
+  assert.equal(harness.branch.length, 0);
+  assert.deepEqual(harness.queue.waiting.map(({ text, why }) => [text, why]), [["My long text", "Not sent: Too many at once."]]);
+});
+
+test("a question that could not be sent is sent again with its id, and with another when it was changed", async () => {
   const harness = new Harness({});
+  const { sending } = harness.session;
+  const failed = (count: number): Promise<void> => harness.until(() => harness.calls.length === count && harness.queue.waiting[0]?.why !== undefined);
   harness.session.send("Hi");
-  await harness.until(() => harness.returned.length === 1);
-  harness.session.send("Hi");
-  await harness.until(() => harness.returned.length === 2);
-  harness.session.send("Hi there");
-  await harness.until(() => harness.returned.length === 3);
-  const ids = harness.calls.map((call) => (call.body!["message"] as { id: string }).id);
-  assert.equal(new Set(ids.slice(0, 10)).size, 1);
-  assert.equal(new Set(ids).size, 2);
+  await failed(5);
+  sending.retry(harness.queue.waiting[0]!);
+  await failed(10);
+  sending.edit(harness.queue.waiting[0]!, "Hi there");
+  await failed(15);
+  const bodies = harness.calls.map((call) => JSON.stringify(call.body));
+  assert.equal(new Set(bodies.slice(0, 10)).size, 1);
+  assert.equal(new Set(harness.calls.map((call) => (call.body!["message"] as { id: string }).id)).size, 2);
+});
+
+test("what a reload finds on its way is sent again as it was", async () => {
+  const place = memory();
+  const first = new Harness({}, place);
+  first.session.send("Hi");
+  await first.until(() => first.calls.length === 1);
+  first.session.close();
+  const second = new Harness({ "POST /chat/conversation": [sse([["start", start], ["delta", { text: "Hello" }], ["done", {}]])] }, place);
+  await second.session.open(null);
+  await second.until(() => second.branch.at(-1)?.text === "Hello" && second.session.running === null);
+  assert.deepEqual(second.calls[0]!.body, first.calls[0]!.body);
+  assert.equal(second.queue.items.length, 0);
+  const third = new Harness({}, place);
+  await third.session.open(null);
+  assert.equal(third.calls.length, 0);
+});
+
+test("a message that was taken before the reload is not shown twice", async () => {
+  const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")]);
+  const place = memory();
+  const queue = new Queue(new Kept("/chat", place), "c_1");
+  queue.add({ id: "x", text: "Hi", body: { action: "send", message: { id: "x", text: "Hi" }, conversation_id: "c_1", parent_id: null } });
+  const harness = new Harness(
+    {
+      "GET /chat/conversations/c_1": [json(stored)],
+      "POST /chat/conversation": [sse([["start", start], ["delta", { text: "Hello" }], ["done", {}]])],
+    },
+    place,
+  );
+  await harness.session.open("c_1");
+  await harness.until(() => harness.queue.items.length === 0);
+  assert.deepEqual(harness.branch.map((entry) => entry.text), ["Hi", "Hello"]);
+  assert.equal(harness.session.conversation.entries.length, 2);
+});
+
+test("messages that wait are sent one after the other when the reply has ended", async () => {
+  let answer!: (response: Response) => void;
+  const second = { ...start, run_id: "run_2", message_id: "m_4", user_message_id: "m_3" };
+  const third = { ...start, run_id: "run_3", message_id: "m_6", user_message_id: "m_5" };
+  const harness = new Harness({
+    "POST /chat/conversation": [
+      new Promise<Response>((resolve) => (answer = resolve)),
+      sse([["start", second], ["done", {}]]),
+      sse([["start", third], ["done", {}]]),
+    ],
+  });
+  harness.session.send("One");
+  harness.session.send("Two");
+  harness.session.send("Three");
+  assert.deepEqual(harness.queue.waiting.map((item) => item.text), ["Two", "Three"]);
+  assert.equal(harness.branch.length, 2);
+  answer(sse([["start", start], ["done", {}]]));
+  await harness.until(() => harness.queue.items.length === 0 && harness.session.running === null);
+  assert.deepEqual(harness.calls.map((call) => call.body!["parent_id"]), [undefined, "m_2", "m_4"]);
+  assert.deepEqual(harness.branch.map((entry) => entry.id), ["m_1", "m_2", "m_3", "m_4", "m_5", "m_6"]);
+});
+
+test("what waits for a reply that fails is held until its writer decides", async () => {
+  let answer!: (response: Response) => void;
+  const harness = new Harness({ "POST /chat/conversation": [new Promise<Response>((resolve) => (answer = resolve))] });
+  harness.session.send("One");
+  harness.session.send("Two");
+  answer(sse([["start", start], ["error", { code: "x", message: "It failed.", retryable: true }]]));
+  await harness.until(() => harness.session.running === null);
+  assert.equal(harness.session.sending.waits(harness.queue.waiting[0]!), "held");
+  assert.equal(harness.calls.length, 1);
+  harness.session.sending.retry(harness.queue.waiting[0]!);
+  await harness.until(() => harness.calls.length > 1);
+  assert.equal(harness.calls[1]!.body!["parent_id"], "m_2");
+});
+
+test("a run that another tab began is followed, and the message waits for it", async () => {
+  const before = [message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")];
+  const now = [...before, message("m_3", "m_2", "user", "Mine"), message("m_4", "m_3", "assistant", "", { status: "running" })];
+  const run = { ...start, run_id: "run_2", message_id: "m_4", user_message_id: "m_3" };
+  const next = { ...start, run_id: "run_3", message_id: "m_6", user_message_id: "m_5" };
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(data(before)), json(data(now, { running: [{ run_id: "run_2", message_id: "m_4" }] }))],
+    "POST /chat/conversation": [json({ detail: "Busy.", code: "run_in_progress", run_id: "run_2" }, 409), sse([["start", next], ["done", {}]])],
+    "GET /chat/runs/run_2/events": [sse([["start", run], ["delta", { text: "Yours" }], ["done", {}]])],
+  });
+  await harness.session.open("c_1");
+  harness.session.send("Theirs");
+  await harness.until(() => harness.queue.items.length === 0 && harness.session.running === null);
+  assert.deepEqual(harness.branch.map((entry) => entry.text), ["Hi", "Hello", "Mine", "Yours", "Theirs", ""]);
+  const posts = harness.calls.filter((call) => call.line.startsWith("POST")).map((call) => call.body!);
+  assert.deepEqual(posts.map((body) => body["parent_id"]), ["m_2", "m_4"]);
+  assert.deepEqual(posts[0]!["message"], posts[1]!["message"]);
+});
+
+test("an edit of the first question says that nothing is before it, and arrows tell the server what is shown", async () => {
+  const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")]);
+  const edited = { ...start, message_id: "m_4", user_message_id: "m_3" };
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(stored)],
+    "POST /chat/conversation": [sse([["start", edited], ["delta", { text: "Ho" }], ["done", {}]])],
+    "PATCH /chat/conversations/c_1": [json(stored), json(stored)],
+  });
+  await harness.session.open("c_1");
+  const first = harness.branch[0]!;
+  harness.session.send("Hi there", first.parent);
+  await harness.until(() => harness.session.running === null && harness.branch.length === 2 && harness.branch[1]!.text === "Ho");
+  assert.equal(harness.calls[1]!.body!["parent_id"], null);
+  const second = harness.branch[0]!;
+  assert.deepEqual(harness.session.conversation.siblings(first), [first, second]);
+  assert.equal(harness.session.walk(second, 1), second);
+  assert.equal(harness.session.walk(second, -1), first);
+  await harness.until(() => harness.calls.length === 3);
+  assert.deepEqual(harness.calls[2]!.body, { current_leaf_id: "m_2" });
 });
 
 test("a conversation that is opened goes on with the run it has, after the text from before it", async () => {
@@ -190,13 +317,49 @@ test("an unknown conversation is said to be one", async () => {
   assert.match(harness.session.failure, /no such conversation/);
 });
 
-test("the branch that is shown follows the leaf", () => {
+test("the branch that is shown ends at the leaf, and stays where the reader is", () => {
   const conversation = new Conversation(new Queue(new Kept("", memory()), null));
   const messages = [message("a", null, "user", "1"), message("b", "a", "assistant", "old"), message("c", "a", "assistant", "new"), message("d", "c", "user", "2")];
+  const shown = (): (string | null)[] => conversation.branch.map((entry) => entry.id);
   conversation.read(data(messages));
-  assert.deepEqual(conversation.branch.map((entry) => entry.id), ["a", "c", "d"]);
+  assert.deepEqual(shown(), ["a", "c", "d"]);
   conversation.read(data(messages, { current_leaf_id: "b" }));
-  assert.deepEqual(conversation.branch.map((entry) => entry.id), ["a", "b"]);
+  assert.deepEqual(shown(), ["a", "c", "d"]);
+  conversation.show(conversation.find("b")!);
+  assert.deepEqual(shown(), ["a", "b"]);
+  conversation.show(conversation.find("c")!);
+  assert.deepEqual(shown(), ["a", "c", "d"]);
+  conversation.read(data([...messages, message("e", "d", "assistant", "3")]));
+  assert.deepEqual(shown(), ["a", "c", "d", "e"]);
+});
+
+test("a draft is kept per conversation, and gone at once when it was sent", () => {
+  const drafts = new Drafts(() => kept);
+  const kept = new Kept("", memory());
+  drafts.keep("c_1", "one");
+  drafts.keep("c_2", "two");
+  drafts.flush();
+  assert.deepEqual([drafts.of("c_1"), drafts.of("c_2"), drafts.of(null)], ["one", "two", ""]);
+  drafts.keep("c_1", "");
+  assert.equal(kept.read("draft", "c_1"), null);
+});
+
+test("without storage, what is kept lasts as long as the page", () => {
+  const kept = new Kept("", () => {
+    throw new Error("forbidden");
+  });
+  kept.write("draft", "c_1", "text");
+  assert.equal(kept.read("draft", "c_1"), "text");
+  kept.write("draft", "c_1", null);
+  assert.equal(kept.read("draft", "c_1"), null);
+});
+
+test("why a reply was cut short is said in words", () => {
+  assert.equal(finishWords("stop"), "");
+  assert.match(finishWords("length"), /longest length/);
+  assert.match(finishWords("content_filter"), /content filter/);
+  assert.equal(finishWords("pause_turn"), "The reply ended early: pause turn.");
+  assert.deepEqual([40, 1234, 12_300, 83_000].map(span), ["40 ms", "1.2 s", "12 s", "83 s"]);
 });
 
 test("times are told in few words", () => {
