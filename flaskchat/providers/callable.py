@@ -57,9 +57,10 @@ class GeneratorSource:
                 self._iterate()
         except ModelError as error:
             self._error = error
-        except Exception as error:
-            logger.exception("the model %r raised", self._request.model)
-            self._error = ModelRaised(f"{type(error).__name__}")
+        except BaseException as error:  # SystemExit would end the worker; a gevent.Timeout is no Exception either
+            if not self._closed:  # else it is our own kill
+                logger.exception("the model %r raised", self._request.model)
+                self._error = ModelRaised(f"{type(error).__name__}")
         finally:
             self._ended = True
             self.on_ready()
