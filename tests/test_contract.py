@@ -46,11 +46,9 @@ def test_a_send_makes_a_conversation_or_goes_on_at_its_leaf(visitor: ChatClient)
 
 def test_an_edit_is_a_sibling_of_the_edited_message(visitor: ChatClient) -> None:
     first = visitor.ask("one")
-    edited = visitor.client.post(
-        "/chat/conversation", json=send("uno", "e", conversation_id=first.conversation_id, parent_id=None)
-    )
-    assert edited.status_code == 200
-    edited.close()
+    body = send("uno", "e", conversation_id=first.conversation_id, parent_id=None)
+    edited = visitor._read(visitor.client.post("/chat/conversation", json=body))
+    assert edited.state == "done"
     found = visitor.client.get(f"/chat/conversations/{first.conversation_id}").json
     assert found is not None
     assert [m["parent_id"] for m in found["messages"] if m["role"] == "user"] == [None, None]
