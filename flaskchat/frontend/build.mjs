@@ -73,20 +73,9 @@ const modules = {
   },
 };
 
-const result = await build({
-  // Files with names of their own: a page that stays open while the server is updated still finds them.
-  entryPoints: {
-    flaskchat: join(here, "src", "flaskchat.ts"),
-    markdown: join(here, "src", "markdown-chunk.ts"),
-    highlight: join(here, "src", "highlight.ts"),
-    math: join(here, "src", "math.ts"),
-  },
+const common = {
   outdir: out,
   bundle: true,
-  // What is not needed at first load is imported when it is: those parts, and what they share with the entry, are files
-  // of their own, named after what they hold.
-  splitting: true,
-  chunkNames: "part-[hash]",
   format: "esm",
   target: ["chrome111", "firefox115", "safari16.4"],
   minify: true,
@@ -94,11 +83,71 @@ const result = await build({
   legalComments: "none",
   charset: "utf8",
   metafile: true,
-  plugins: [styles, lexer, modules],
+  write: false,
   logLevel: "warning",
+};
+
+const result = await build({
+  ...common,
+  // Files with names of their own: a page that stays open while the server is updated still finds them.
+  entryPoints: {
+    flaskchat: join(here, "src", "flaskchat.ts"),
+    markdown: join(here, "src", "markdown-chunk.ts"),
+    highlight: join(here, "src", "highlight.ts"),
+    math: join(here, "src", "math.ts"),
+  },
+  // What is not needed at first load is imported when it is: those parts, and what they share with the entry, are files
+  // of their own, named after what they hold.
+  splitting: true,
+  chunkNames: "part-[hash]",
+  plugins: [styles, lexer, modules],
 });
 
+const files = new Map(result.outputFiles.map(({ path, text }) => [path, text]));
+const entry = join(out, "flaskchat.js");
+await gather();
 await mkdir(out, { recursive: true });
+for (const [path, text] of files) await writeFile(path, text);
+
+/**
+ * The first load is one file: the parts that the entry imports at once go into it, and in their place are files that
+ * hand on from it what the later ones share with it.
+ */
+async function gather() {
+  const outputs = new Map(Object.entries(result.metafile.outputs).map(([path, each]) => [resolve(path), each]));
+  const parts = new Set([entry]);
+  for (const part of parts) {
+    for (const { path, kind } of outputs.get(part).imports) if (kind === "import-statement") parts.add(resolve(path));
+  }
+  parts.delete(entry);
+  const name = (at, each) => `p${at}_${each}`;
+  const shared = [...parts].map((path, at) => ({ path, at, exports: outputs.get(path).exports }));
+  const list = (at, exports, write) => exports.map((each) => write(each, name(at, each))).join(",");
+  const contents = [
+    `export * from ${JSON.stringify(entry)};`,
+    ...shared.map(({ path, at, exports }) => `export {${list(at, exports, (each, own) => `${each} as ${own}`)}} from ${JSON.stringify(path)};`),
+  ].join("\n");
+  const whole = await build({
+    ...common,
+    stdin: { contents, resolveDir: out },
+    plugins: [
+      {
+        name: "built",
+        setup(api) {
+          api.onResolve({ filter: /.*/ }, ({ path, kind }) =>
+            kind === "dynamic-import" ? { path, external: true } : { path: resolve(out, path), namespace: "built" },
+          );
+          api.onLoad({ filter: /.*/, namespace: "built" }, ({ path }) => ({ contents: files.get(path), resolveDir: out }));
+        },
+      },
+    ],
+  });
+  files.set(entry, whole.outputFiles[0].text);
+  for (const { path, at, exports } of shared) {
+    files.set(path, `export{${list(at, exports, (each, own) => `${own} as ${each}`)}}from"./flaskchat.js";\n`);
+  }
+}
+
 const page = await transform(await readFile(join(here, "src", "page.css"), "utf8"), { loader: "css", minify: true });
 await writeFile(join(out, "page.css"), page.code);
 await copyFile(join(here, "src", "icon.svg"), join(out, "icon.svg"));

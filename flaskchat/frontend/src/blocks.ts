@@ -8,9 +8,9 @@ import type { Links, Token, Tokens } from "marked";
 import { blockMath, inlineMath, maskMath, nextBlockMath } from "./tex.ts";
 
 /** Quotes and lists inside each other on one line; deeper ones are text. marked calls itself for each. */
-const DEEPEST = 32;
+const DEEPEST = 20;
 /** Runs of emphasis marks in one text that are looked at; each may cost a search of the whole text. */
-const MARKS = 400;
+const MARKS = 200;
 const DEEP = new RegExp(`^((?:[ \\t]*(?:>|(?:[-+*]|\\d{1,9}[.)])(?=[ \\t]))){${DEEPEST}})([ \\t>+*.)\\d-]+)`, "gm");
 /** What looks alike and means nothing. */
 const HARMLESS: Record<string, string> = { ">": "›", "-": "‐", "+": "＋", "*": "∗", ".": "․", ")": "﹚" };

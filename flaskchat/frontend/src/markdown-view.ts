@@ -3,8 +3,8 @@
 import { isShown, Markdown } from "./markdown.ts";
 import { Blocks } from "./nodes.ts";
 
-/** How many blocks before the end are always laid out; those before them only while they are near what is seen. */
-const NEAR = 12;
+/** How many blocks before the end are always laid out. */
+const NEAR = 20;
 
 /** The level of the message's own heading, below which those of its text stand. */
 const TOP = 2;
@@ -15,7 +15,6 @@ export class MarkdownView {
   readonly #markdown = new Markdown();
   readonly #blocks: Blocks;
   #settled = 0;
-  #far = 0;
   /** The level of the last heading in the blocks that are final. */
   #level = TOP;
 
@@ -41,25 +40,25 @@ export class MarkdownView {
     const { restart, changed, settled, tail, complete } = this.#markdown.update(text, final, () => performance.now() < until);
     if (restart) {
       this.#blocks.update([]);
-      this.#settled = this.#far = 0;
+      this.#settled = 0;
     }
     for (const [at, token] of changed) this.#blocks.replace(at, token);
     this.#blocks.update([...settled, ...tail], this.#settled);
     const before = this.#settled;
     this.#settled += settled.filter(isShown).length;
     this.#blocks.settle(before, this.#settled);
-    this.#order(changed.length > 0 || restart ? 0 : before);
-    for (; this.#far < this.#settled - NEAR; this.#far++) this.node.children[this.#far]?.classList.add("far");
+    const again = restart || changed.some(([, { type }]) => /^(?:heading|blockquote|list)$/.test(type));
+    this.#order(again ? 0 : before);
+    this.#blocks.far(this.#settled - NEAR);
     return complete;
   }
 
   /** Readers that go by headings find none that skips a level, wherever the model began to count. */
   #order(from: number): void {
     let level = from === 0 ? TOP : this.#level;
-    const { children } = this.node;
-    for (let at = from; at < children.length; at++) {
+    for (let at = from; at < this.#blocks.length; at++) {
       if (at === this.#settled) this.#level = level;
-      const block = children[at]!;
+      const block = this.#blocks.element(at);
       for (const heading of HEADING.test(block.tagName) ? [block] : block.querySelectorAll("h2,h3,h4,h5,h6")) {
         const own = Number(heading.tagName[1]);
         level = Math.min(own, level + 1);
@@ -67,6 +66,6 @@ export class MarkdownView {
         else heading.setAttribute("aria-level", String(level));
       }
     }
-    if (this.#settled >= children.length) this.#level = level;
+    if (this.#settled >= this.#blocks.length) this.#level = level;
   }
 }

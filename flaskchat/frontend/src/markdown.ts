@@ -36,7 +36,7 @@ export interface Parsed {
 
 const WINDOW = 8000;
 /** A line of this many characters is not waited for. */
-const LINE = 8000;
+const LINE = 4000;
 
 /** Whether a token is something to be seen: blank lines and definitions are not. */
 export function isShown(token: Token): boolean {
@@ -55,6 +55,8 @@ export class Markdown {
   #links: Links = Object.create(null);
   /** The source of each settled block that is shown. */
   #sources: string[] = [];
+  /** Names in brackets that no definition has been seen for, and the settled blocks that hold them. */
+  #unknown = new Map<string, number[]>();
   #fresh: string[] = [];
 
   /**
@@ -75,6 +77,7 @@ export class Markdown {
       this.#head = "";
       this.#links = Object.create(null);
       this.#sources = [];
+      this.#unknown.clear();
       this.#fresh = [];
     }
     this.#text = text;
@@ -83,7 +86,7 @@ export class Markdown {
     let complete = true;
     for (let step = this.#step(final); step; step = this.#step(final)) {
       settled.push(...step);
-      for (const token of step) if (isShown(token)) this.#sources.push(token.raw);
+      for (const token of step) if (isShown(token)) this.#keep(token.raw);
       if ((complete = more())) continue;
       break;
     }
@@ -177,19 +180,32 @@ export class Markdown {
     return this.#offset < text.length ? lex(this.#head + text.slice(this.#offset), this.#links) : [];
   }
 
+  #keep(raw: string): void {
+    const at = this.#sources.push(raw) - 1;
+    if (!raw.includes("[")) return;
+    for (const name of new Set(names(raw))) {
+      if (name in this.#links && !this.#fresh.includes(name)) continue;
+      const blocks = this.#unknown.get(name);
+      if (blocks) blocks.push(at);
+      else this.#unknown.set(name, [at]);
+    }
+  }
+
   /** Parse the blocks again that were settled before a name in them was defined. */
   #relink(before: number, settled: Token[]): [number, Token][] {
-    if (this.#fresh.length === 0) return [];
-    const fresh = new Set(this.#fresh.splice(0));
+    const concerned = new Set<number>();
+    for (const name of this.#fresh.splice(0)) {
+      for (const at of this.#unknown.get(name) ?? []) concerned.add(at);
+      this.#unknown.delete(name);
+    }
     const changed: [number, Token][] = [];
-    const shown = settled.filter(isShown);
-    this.#sources.forEach((raw, at) => {
-      if (!raw.includes("[") || !names(raw).some((name) => fresh.has(name))) return;
-      const token = lex(raw, this.#links).find(isShown);
-      if (!token) return;
+    const shown = concerned.size > 0 ? settled.filter(isShown) : [];
+    for (const at of concerned) {
+      const token = lex(this.#sources[at]!, this.#links).find(isShown);
+      if (!token) continue;
       if (at < before) changed.push([at, token]);
       else settled[settled.indexOf(shown[at - before]!)] = token;
-    });
+    }
     return changed;
   }
 }

@@ -21,6 +21,8 @@ import { isShown } from "./markdown.ts";
 import type { MathToken } from "./tex.ts";
 
 const DEEPEST = 40;
+/** Top-level blocks in one box: laying out what grew passes over its box's blocks, and over the other boxes as a whole. */
+const PAGE = 40;
 
 interface Shown {
   key: string;
@@ -36,6 +38,8 @@ export class Blocks {
   readonly #parent: Element;
   readonly #depth: number;
   readonly #shown: Shown[] = [];
+  readonly #pages: HTMLElement[] = [];
+  #far = 0;
 
   constructor(parent: Element, depth = 0) {
     this.#parent = parent;
@@ -52,25 +56,56 @@ export class Blocks {
         if (old?.grow?.(token)) {
           old.key = key;
         } else {
-          const fresh = block(token, this.#depth);
+          const fresh = this.#block(token);
           if (old) old.node.replaceWith(fresh.node);
-          else this.#parent.append(fresh.node);
+          else this.#place(at).append(fresh.node);
           this.#shown[at] = { ...fresh, key };
         }
       }
       at += 1;
     }
     for (const surplus of this.#shown.splice(at)) surplus.node.remove();
+    for (const surplus of this.#pages.splice(Math.ceil(at / PAGE))) surplus.remove();
+    this.#far = Math.min(this.#far, this.#pages.length);
+  }
+
+  get length(): number {
+    return this.#shown.length;
+  }
+
+  element(at: number): HTMLElement {
+    return this.#shown[at]!.node as HTMLElement;
+  }
+
+  /** Blocks before this number are far from the end: they are laid out only while they are near what is seen. */
+  far(before: number): void {
+    for (; this.#far < Math.floor(before / PAGE); this.#far++) this.#pages[this.#far]?.classList.add("far");
   }
 
   /** Show `token` in place of the settled block numbered `at`. */
   replace(at: number, token: Token): void {
     const old = this.#shown[at];
     if (!old) return;
-    const fresh = block(token, this.#depth);
+    const fresh = this.#block(token);
     old.node.replaceWith(fresh.node);
     this.#shown[at] = { ...fresh, key: keyOf(token) };
     fresh.settle?.();
+  }
+
+  /** The box for the block numbered `at`. */
+  #place(at: number): Element {
+    if (this.#depth > 0) return this.#parent;
+    const page = Math.floor(at / PAGE);
+    let box = this.#pages[page];
+    if (!box) this.#parent.append((box = this.#pages[page] = create("div", "page")));
+    return box;
+  }
+
+  #block(token: Token): Block {
+    const fresh = block(token, this.#depth);
+    // A list and what is in it read in one direction.
+    if (this.#depth === 0) (fresh.node as HTMLElement).dir ||= "auto";
+    return fresh;
   }
 
   /** The blocks from one number to before another are final. */
@@ -146,7 +181,6 @@ function nested(
   same: (next: Token) => boolean,
 ): Block {
   const blocks = new Blocks(node, depth + 1);
-  node.dir = "auto";
   blocks.update(inside(token));
   const type = token.type;
   return {
@@ -163,7 +197,6 @@ function nested(
 /** A block with running text inside. */
 function flow(node: HTMLElement, token: Token, same: (next: Token) => boolean): Block {
   const inline = new Inline(node);
-  node.dir = "auto";
   inline.update(children(token));
   const type = token.type;
   return {
@@ -244,7 +277,6 @@ function row(cells: Tokens.TableCell[]): HTMLElement {
   const node = create("tr");
   for (const cell of cells) {
     const each = create(cell.header ? "th" : "td", cell.align ?? "");
-    each.dir = "auto";
     if (cell.header) each.setAttribute("scope", "col");
     new Inline(each).update(cell.tokens);
     node.append(each);

@@ -61,6 +61,7 @@ export function blockMath(source: string): MathToken | null {
   const line = /^[ \t]*(?:\n|$)/.exec(source.slice(end + 2, end + 200));
   if (!line) return null;
   const math = token(source, from, end, true);
+  if (math && open[1] !== "$$" && !OPERATOR.test(math.text) && !source.slice(from, end).includes("\n")) return null;
   return math && { ...math, raw: source.slice(0, end + 2 + line[0].length) };
 }
 

@@ -87,9 +87,9 @@ test("line ends of all kinds are the same, also when a CRLF is cut in two", () =
 
 test("a settled block keeps its node", () => {
   const view = new View().show("First *paragraph*.\n\nSecond");
-  const first = view.node.firstChild;
+  const first = view.node.querySelector("p");
   view.show("First *paragraph*.\n\nSecond, longer\n\n- list\n");
-  assert.ok(view.node.firstChild === first);
+  assert.ok(view.node.querySelector("p") === first);
   assert.equal(view.settled, 2);
 });
 
@@ -178,4 +178,99 @@ test("no heading skips a level, wherever the model began, and however the text c
   const view = new View();
   for (let end = 1; end < text.length; end++) view.show(text.slice(0, end));
   assert.equal(levels(view.show(text, true)), expected);
+});
+
+const LONG: Record<string, string> = {
+  "a paragraph": "word **bold** `c`, [a link](https://example.com) and so on. ".repeat(400),
+  "a paragraph of lines": "word **bold** and\nso on, line by line\n".repeat(500),
+  "one word": "a".repeat(20_000),
+  "a list": "- item **bold** `c`\n  more\n".repeat(800),
+  "a loose list": "1. item\n\n   and more of it\n\n".repeat(700),
+  "a table": "| a | b |\n|---|--:|\n" + "| cell **bold** | `c` |\n".repeat(900),
+  "a quote": "> quoted **text** that goes on\n".repeat(700),
+  "code": "```python\n" + "    x = call(y)  # $$ note\n\n".repeat(700) + "```\n\nafter\n",
+  "code in a list": "1. do\n\n   ```python\n" + "   x = call(y)\n".repeat(1200) + "   ```\n\n2. then\n",
+  "indented code": "    code\n".repeat(3000),
+  "raw HTML": "<div>\n" + "<p>raw</p>\n".repeat(1500),
+  "definitions": "See [a1], [A  2] and [b].\n\n" + Array.from({ length: 400 }, (_, n) => `[a${n}]: https://example.com/${n}\n`).join("") + "\n[a 2]: https://example.com\n",
+  "formulas": "$$\nx\n$$\n\nand $x_1$ costs $5.\n\n".repeat(300),
+  "formulas that never close": "$$\na\n- b\n".repeat(900),
+  "everything": PIECES.join("").repeat(20),
+};
+
+for (const [name, text] of Object.entries(LONG)) {
+  test(`${name} of ${text.length} characters ends as the same nodes, wherever it was cut`, () => {
+    const expected = whole(text);
+    for (const step of [997, 4099]) {
+      const view = new View();
+      for (let at = step; at < text.length; at += step) view.show(text.slice(0, at));
+      assert.equal(view.show(text, true).node.innerHTML, expected);
+    }
+  });
+}
+
+test("what grows costs no more the longer it is, whatever it is", () => {
+  // Far more than the text takes: what is quadratic in any of these would take minutes.
+  const started = performance.now();
+  for (const part of Object.values(LONG)) {
+    const text = part.repeat(Math.ceil(60_000 / part.length));
+    const view = new View();
+    for (let at = 0; at < text.length; at += 2500) view.show(text.slice(0, at));
+  }
+  assert.ok(performance.now() - started < 30_000);
+});
+
+test("settled blocks keep their nodes while thousands follow", () => {
+  const part = "A paragraph.\n\n- item\n\n```js\nlet a;\n```\n\n";
+  const view = new View().show(part.repeat(20));
+  const nodes = [...view.node.querySelectorAll("p, li, pre")].slice(0, -3);
+  for (let n = 21; n < 200; n += 3) view.show(part.repeat(n));
+  view.show(part.repeat(200), true);
+  const after = view.node.querySelectorAll("p, li, pre");
+  assert.ok(nodes.every((node, at) => after[at] === node));
+});
+
+test("a long text can be shown a slice at a time", () => {
+  const text = PIECES.join("").repeat(60);
+  const view = new MarkdownView();
+  let calls = 1;
+  while (!view.update(text, true, 0)) calls += 1;
+  assert.ok(calls > 3);
+  assert.equal(view.node.innerHTML, whole(text));
+});
+
+test("a definition changes the blocks that name it and no others", () => {
+  const text = "See [docs].\n\nMore.\n\nAnd [Docs][].\n\nEnd.\n\n";
+  const view = new View().show(text);
+  const more = view.node.querySelectorAll("p")[1];
+  view.show(`${text}[docs]: https://example.com/docs\n\nLast.\n\n`);
+  assert.deepEqual([...view.node.querySelectorAll("a")].map((link) => link.textContent), ["docs", "Docs"]);
+  assert.ok(view.node.querySelectorAll("p")[1] === more);
+});
+
+test("long code is kept in many text nodes, and is the same text", () => {
+  const code = Array.from({ length: 2000 }, (_, n) => `line ${n}`).join("\n");
+  const view = new View();
+  for (let at = 0; at < code.length; at += 333) view.show(`\`\`\`\n${code.slice(0, at)}`);
+  view.show(`\`\`\`\n${code}\n\`\`\`\n`, true);
+  assert.equal(view.node.querySelector("code")!.textContent, code);
+  assert.ok(view.node.querySelectorAll(".piece").length > 3);
+});
+
+test("a link says where it leads when its words say otherwise", () => {
+  const shown = (text: string): string => new View().show(text, true).node.textContent!;
+  for (const [text, host] of [
+    ["[paypal.com](https://evil.example/x)", "evil.example"],
+    ["[https://paypal.com](https://paypal.com.evil.example)", "paypal.com.evil.example"],
+    ["[here](https://paypal.com@evil.example/)", "evil.example"],
+    ["[apple](https://xn--80ak6aa92e.com)", "xn--80ak6aa92e.com"],
+    ["[router](http://192.168.0.1/)", "192.168.0.1"],
+    ["[ｐａｙｐａｌ.com](https://evil.example)", "evil.example"],
+  ]) {
+    assert.ok(shown(text!).includes(`(${host})`), text);
+  }
+  for (const text of ["[the docs](https://example.com)", "[example.com](https://www.example.com/a)", "https://example.com/a", "<https://example.com>"]) {
+    assert.ok(!shown(text).includes("("), text);
+  }
+  assert.equal(new View().show("[x](https://example.com/a)", true).node.querySelector("a")!.getAttribute("title"), "https://example.com/a");
 });
