@@ -49,7 +49,7 @@ import { Shell } from "./shell.ts";
 import { styles } from "./styles.ts";
 import { Thread } from "./thread.ts";
 import { fitToView } from "./view.ts";
-import { Wire } from "./wire.ts";
+import { WirePlace } from "./wire-place.ts";
 
 /** What all replies together may take of one frame; milliseconds. */
 const FRAME = 20;
@@ -79,7 +79,12 @@ export class FlaskChatElement extends LitElement {
   #session!: Session;
   #kept!: Kept;
   #following!: Following;
-  readonly #wire = new Wire();
+  readonly #wire = new WirePlace(this, {
+    api: () => this.#api,
+    plug: () => this.#session.plug(),
+    home: () => this.#shell.home(),
+    trouble: (words) => (this.#session.problem = words),
+  });
   #models: Model[] = [];
   #announcement = "";
   #follower: Follower | null = null;
@@ -115,6 +120,7 @@ export class FlaskChatElement extends LitElement {
     },
     announce: (words) => (this.#announcement = words),
     write: () => this.#composer.focus(),
+    wire: () => void this.#wire.toggle(),
   });
 
   readonly #thread = new Thread(this, {
@@ -160,7 +166,7 @@ export class FlaskChatElement extends LitElement {
         onAnnounce: (words) => (this.#announcement = words),
         onReturn: (text) => this.#composer.giveBack(text),
       },
-      { heartbeat: this.heartbeat, kept: this.#kept, follow: this.#following.follow, keep: this.#following.keep, wire: this.#wire },
+      { heartbeat: this.heartbeat, kept: this.#kept, follow: this.#following.follow, keep: this.#following.keep, wire: this.#wire.wire },
     );
     this.#session.model = this.model;
     if (!navigator.onLine) this.#session.offline = true;
@@ -177,6 +183,7 @@ export class FlaskChatElement extends LitElement {
     this.#session.close();
     this.#composer.flush();
     this.#following.close();
+    this.#wire.close();
     this.#shell.disconnected();
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
@@ -224,7 +231,7 @@ export class FlaskChatElement extends LitElement {
     return html`
       <div class=${`app ${this.#shell.classes}`} @click=${this.#click} @input=${loadMarkdown}>
         ${this.#shell.side()}
-        <section class="main" part="main" aria-label="Chat" ?inert=${this.#shell.covered}>
+        <section class=${this.#wire.class} part="main" aria-label="Chat" ?inert=${this.#shell.covered}>
           ${this.#shell.header(title || (empty ? "New conversation" : ""))}
           <div class="scroll" part="messages" tabindex="0" role="group" aria-label="Messages">
             <div class="column messages">
@@ -250,6 +257,7 @@ export class FlaskChatElement extends LitElement {
               })}
             </div>
           </footer>
+          ${this.#wire.render()}
         </section>
         ${this.#shell.overlays()}
         <p class="unseen" role="status" aria-live="polite">${this.#announcement}</p>

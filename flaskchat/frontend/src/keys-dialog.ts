@@ -30,7 +30,7 @@ const GROUPS: [string, [string, string[][]][]][] = [
       ["Delete the one in the list", [["Del"]]],
     ],
   ],
-  ["Help", [["These keys", [["?"], [control, "/"]]]]],
+  ["Help", [["Show or hide the wire", [letter("W")]], ["These keys", [["?"], [control, "/"]]]]],
 ];
 
 export const keysDialog: Body = () => html`<div class="keys">

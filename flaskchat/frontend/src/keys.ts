@@ -4,11 +4,11 @@
  * because Option writes signs there.
  */
 
-export type Command = "keys" | "search" | "new" | "write" | "list" | "copy" | "rename" | "escape";
+export type Command = "keys" | "search" | "new" | "write" | "list" | "copy" | "rename" | "wire" | "escape";
 
 export const MAC = /^(Mac|iP)/.test(globalThis.navigator?.platform ?? "");
 
-const LETTERS: Record<string, Command> = { KeyN: "new", KeyM: "write", KeyL: "list", KeyC: "copy" };
+const LETTERS: Record<string, Command> = { KeyN: "new", KeyM: "write", KeyL: "list", KeyC: "copy", KeyW: "wire" };
 
 /** What a key stroke asks for. @param typing whether the focus is where one writes. */
 export function commandOf(event: KeyboardEvent, typing: boolean, mac = MAC): Command | null {

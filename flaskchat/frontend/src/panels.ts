@@ -9,6 +9,7 @@ import type { Api } from "./api.ts";
 import { Deletions } from "./deletions.ts";
 import { Dialogs } from "./dialog.ts";
 import { keysDialog } from "./keys-dialog.ts";
+import { MAC } from "./keys.ts";
 import type { ConversationList } from "./list.ts";
 import { Menu } from "./menu.ts";
 import type { MenuItem } from "./menu.ts";
@@ -19,6 +20,8 @@ import { Rename } from "./rename.ts";
 import { Search } from "./search.ts";
 import { promptDialog } from "./settings.ts";
 import type { Sidebar } from "./sidebar.ts";
+
+const WIRE_KEY = MAC ? "Control+Shift+W" : "Alt+W";
 
 export type Theme = "auto" | "light" | "dark";
 
@@ -38,6 +41,8 @@ export interface Context {
   announce: (words: string) => void;
   /** Put the focus where it is never wrong. */
   home: () => void;
+  /** Show or hide what came over the connection. */
+  wire: () => void;
   /** null where the host decides how the chat looks. */
   theme: () => Theme | null;
   setTheme: (theme: Theme) => void;
@@ -137,6 +142,7 @@ export class Panels {
             { separator: true as const },
           ]
         : []),
+      { label: "The wire", key: WIRE_KEY, action: () => this.#context.wire() },
       { label: "Keys", key: "?", action: () => this.keys() },
     ]);
   }

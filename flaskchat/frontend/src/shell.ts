@@ -27,6 +27,8 @@ export interface ShellActions {
   announce: (words: string) => void;
   /** Put the focus where one writes. */
   write: () => void;
+  /** Show or hide what came over the connection. */
+  wire: () => void;
 }
 
 /** After a conversation's first reply, until its title is looked for again. Milliseconds. */
@@ -160,6 +162,7 @@ export class Shell {
         this.#host.requestUpdate();
       },
       home: () => this.home(),
+      wire: () => this.#actions.wire(),
       theme: () => (this.#host.page ? this.#host.theme : null),
       setTheme: (theme) => {
         this.#host.theme = theme;
@@ -284,6 +287,8 @@ export class Shell {
         return void this.use(() => void this.#host.updateComplete.then(() => this.panels?.search.focus()));
       case "list":
         return this.#toggle();
+      case "wire":
+        return this.#actions.wire();
       case "new":
         this.#open(null);
         return this.home();

@@ -147,7 +147,7 @@ export class RunStream {
   set offline(offline: boolean) {
     this.#offline = offline;
     if (offline) {
-      this.#controller?.abort();
+      this.#controller?.abort("offline");
     } else {
       this.#attempt = 0;
       this.#wake?.();
@@ -163,7 +163,7 @@ export class RunStream {
     const alive = (): void => {
       this.#clock.clearTimeout(watchdog);
       watchdog = this.#clock.setTimeout(
-        () => controller.abort(),
+        () => controller.abort("silent"),
         (this.#options.heartbeat ?? 15) * 2000 + MARGIN,
       );
     };
@@ -186,7 +186,8 @@ export class RunStream {
       return result;
     } catch {
       // No connection, a cut one, one we aborted, or bytes that are no frames: the log has what we miss.
-      end = this.#closed ? "left" : controller.signal.reason === PLUG ? "plug" : controller.signal.aborted ? "silent" : "lost";
+      const { aborted, reason } = controller.signal;
+      end = this.#closed ? "left" : aborted ? String(reason) : "lost";
       return LOST;
     } finally {
       if (end) tap?.({ kind: "end", reason: end });

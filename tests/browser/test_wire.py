@@ -1,0 +1,147 @@
+"""The panel that shows what came over the connection."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.conftest import Server
+from tests.server.client import deadline
+
+from .test_page import ask, assert_nothing_is_missing, is_over, reply, stored, wait_for_text
+
+Visit = Callable[..., Page]
+
+
+def wire(page: Page) -> Locator:
+    return page.get_by_role("region", name="The wire")
+
+
+def ids(page: Page) -> list[int]:
+    return [int(text) for text in wire(page).locator(".line .id").all_text_contents() if text]
+
+
+def lines(page: Page, words: str | re.Pattern[str]) -> Locator:
+    return wire(page).locator(".line").filter(has_text=words)
+
+
+def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    expect(wire(page)).to_have_count(0)
+    directive = ask(page, tag="plug", tokens=200, rate=40)
+    wait_for_text(page, 40)
+    sent: list[str] = []
+    page.on("request", lambda request: "/events" in request.url and sent.append(request.headers.get("last-event-id", "")))
+    page.keyboard.press("Alt+w")
+    expect(lines(page, "POST /conversation")).to_have_count(1)
+    wire(page).get_by_role("button", name="Pull the plug").click()
+    expect(lines(page, "Cut: you pulled the plug.")).to_have_count(1)
+    expect(page.get_by_text("Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
+    resume = lines(page, "Resume after event")
+    expect(resume).to_have_count(1)
+    is_over(page)
+    found = re.search(r"Resume after event (\d+): GET /runs/(run_[\w-]+)/events, Last-Event-ID: (\d+)", resume.text_content() or "")
+    assert found is not None
+    assert [found[1]] == sent
+    expect(lines(page, "End of the reply.")).to_have_count(1)
+    seen = ids(page)
+    assert seen == list(range(1, len(seen) + 1)), "the frames, each once and in order"
+    shown = wire(page).locator(".line").all_text_contents()
+    cut = next(at for at, text in enumerate(shown) if "you pulled the plug" in text)
+    last, first = (re.search(r"\d\d\.\d{3} +(\d+) ", text) for text in (shown[cut - 1], shown[cut + 3]))
+    assert (last and last[1], first and first[1]) == (found[1], str(int(found[1]) + 1)), shown[cut - 2 : cut + 5]
+    assert_nothing_is_missing(page, directive)
+
+
+def test_the_command_follows_the_same_run(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, tag="curl", tokens=400, rate=40)
+    wait_for_text(page, 40)
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitem", name="The wire").click()
+    wire(page).get_by_text("Follow the same run from a terminal").click()
+    command = wire(page).locator("pre")
+    expect(command).to_contain_text("Last-Event-ID")
+    text = command.inner_text()
+    cookies = "; ".join(f"{cookie['name']}={cookie['value']}" for cookie in page.context.cookies())
+    assert "Cookie: …" in text
+    answer = subprocess.run(
+        ["bash", "-c", text.replace("Cookie: …", f"Cookie: {cookies}")], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    is_over(page)
+    after = int(re.search(r"Last-Event-ID: (\d+)", text)[1])  # type: ignore[index]
+    numbers = [int(number) for number in re.findall(r"^id: (\d+)$", answer, re.MULTILINE)]
+    last = ids(page)[-1]
+    assert numbers == list(range(after + 1, last + 1))
+    assert "event: done" in answer
+    expect(command).not_to_contain_text("Last-Event-ID")
+
+
+def test_heartbeats_and_what_came_before_are_shown(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, text="Short.", rate=0)
+    is_over(page)
+    page.keyboard.press("Alt+w")
+    expect(lines(page, "done")).to_have_count(1)
+    expect(lines(page, re.compile(r'delta\s+\{"text":"')).first).to_be_visible()
+    size = int(lines(page, re.compile(r"\bstart\b")).locator(".size").text_content().split()[0])
+    assert size > 100
+    # another conversation has a wire of its own
+    page.get_by_role("link", name="New conversation").click()
+    expect(wire(page).locator(".line")).to_have_count(0)
+    expect(wire(page)).to_contain_text("Nothing has come yet.")
+    wire(page).get_by_role("button", name="Pull the plug").click()
+    expect(wire(page)).to_contain_text("There is no connection now")
+    wire(page).get_by_role("button", name="Close the wire").click()
+    expect(wire(page)).to_have_count(0)
+    expect(page.get_by_label("Your message")).to_be_focused()
+
+
+def test_the_list_is_bounded_and_stays_where_it_is_read(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.keyboard.press("Alt+w")
+    ask(page, tag="many", tokens=300, rate=60)
+    wait_for_text(page, 300)
+    at_end = "e => e.scrollHeight - e.scrollTop - e.clientHeight < 30"
+    box = wire(page).locator(".wire-list")
+    for _ in deadline(5, "the list at its end"):
+        if box.evaluate(at_end):
+            break
+    box.hover()
+    page.mouse.wheel(0, -200)
+    for _ in deadline(5, "the list away from its end"):
+        if not box.evaluate(at_end):
+            break
+    top = box.evaluate("e => e.scrollTop")
+    count = wire(page).locator(".line").count()
+    for _ in deadline(10, "more lines"):
+        page.wait_for_timeout(20)
+        if wire(page).locator(".line").count() > count + 20:
+            break
+    assert abs(box.evaluate("e => e.scrollTop") - top) < 40
+    is_over(page)
+    assert stored(page)["messages"][-1]["text"]
+
+
+def test_a_tab_that_listens_shows_the_wire_and_can_pull_the_plug(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    directive = ask(first, tag="plug of all", tokens=600, rate=40)
+    wait_for_text(first, 20)
+    pages = [visit(first.url, first.context) for _ in range(2)]
+    for page in pages:
+        wait_for_text(page, 20)
+        page.keyboard.press("Alt+w")
+    wire(pages[1]).get_by_role("button", name="Pull the plug").click()
+    expect(lines(pages[1], "Cut: you pulled the plug.")).to_have_count(1)
+    expect(lines(pages[0], "Cut: the connection broke.")).to_have_count(1)
+    for page in [first, *pages]:
+        is_over(page)
+    for page in pages:
+        expect(lines(page, "Resume after event")).to_have_count(1)
+        seen = ids(page)
+        assert seen == list(range(1, len(seen) + 1))
+    assert len({reply(page).inner_html() for page in [first, *pages]}) == 1
+    assert_nothing_is_missing(pages[0], directive)
