@@ -2,6 +2,7 @@
  * The calls that answer at once. Streams are `stream.ts`. Knows the paths of the contract; no DOM.
  */
 
+import { Kept } from "./kept.ts";
 import { problemOf } from "./protocol.ts";
 import type { Change, Conversation, ConversationItem, Model, Page, Stopped } from "./protocol.ts";
 
@@ -68,6 +69,7 @@ export class Api {
     const response = await send(this.url(path), { method: "DELETE", credentials: "same-origin", keepalive: leaving });
     // One that is gone already is what was wanted.
     if (!response.ok && response.status !== 404) throw await problemOf(response);
+    new Kept(this.endpoint).forget(id);
   }
 
   exportUrl(id: string, format: "json" | "markdown"): string {

@@ -28,8 +28,8 @@ export function editor(text: string, label: string, { note, send, cancel }: Edit
     <textarea rows="1" aria-label=${label} dir="auto" .value=${text} @keydown=${key}></textarea>
     ${note ? html`<p class="words">${note}</p>` : nothing}
     <div class="actions">
-      <button class="round">Send</button>
       <button type="button" @click=${cancel}>Cancel</button>
+      <button class="round">Send</button>
     </div>
   </form>`;
 }

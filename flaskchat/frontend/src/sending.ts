@@ -96,9 +96,12 @@ export class Sending {
   }
 
   /** Why a message waits, in one word. */
-  waits(item: Item): "failed" | "held" | "queued" {
-    const parent = this.#place(this.#desk.shown(), item);
-    return item.why ? "failed" : item.queued && held(parent) ? "held" : "queued";
+  waits(item: Item): "failed" | "held" | "behind" | "queued" {
+    const conversation = this.#desk.shown();
+    if (item.why) return "failed";
+    const first = conversation.queue.waiting.find((each) => each.parent === undefined);
+    if (item.parent === undefined && first && first.id !== item.id) return "behind";
+    return item.queued && held(this.#place(conversation, item)) ? "held" : "queued";
   }
 
   /** What a message follows. */

@@ -157,6 +157,7 @@ export class Thread {
     const words = {
       failed: item.why,
       held: "Held back, because the reply before it did not come to its end.",
+      behind: "Queued. It is sent after the message above.",
       queued: "Queued. It is sent when the reply has ended.",
     }[waits];
     if (this.#editing === item.id && this.#extras) {
@@ -166,7 +167,7 @@ export class Thread {
       <div class="bubble" dir="auto">${item.text}</div>
       <p class=${`words ${waits === "failed" ? "trouble" : ""}`} role=${waits === "failed" ? "alert" : nothing}>${words}</p>
       <div class="actions">
-        ${waits === "queued"
+        ${waits === "queued" || waits === "behind"
           ? nothing
           : html`<button @click=${() => sending.retry(item)}>${waits === "failed" ? "Send again" : "Send now"}</button>`}
         <button class="quiet edit" @click=${() => void this.#edit(item)}>Edit</button>
