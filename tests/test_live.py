@@ -1,0 +1,262 @@
+"""The live runs in memory: what is taken in, passed over and let go of; and what readers do where memory has a gap."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from flaskchat import sse
+from flaskchat.config import Settings
+from flaskchat.errors import Unavailable
+from flaskchat.live import CHUNK, Live, LiveRun
+from flaskchat.log.base import Append, LogUnavailable
+from flaskchat.models import Delta
+from flaskchat.readers import Readers
+
+
+class Bell:
+    def __init__(self) -> None:
+        self.rung = 0
+
+    def wake(self) -> None:
+        self.rung += 1
+
+
+def append(seq: int, *frames: bytes, run_id: str = "run_a", ended: bool = False) -> Append:
+    return Append(run_id, seq, list(frames), ended)
+
+
+def known(live: Live, run_id: str = "run_a") -> LiveRun:
+    run = live.get(run_id)
+    assert run is not None
+    return run
+
+
+def test_a_reader_takes_what_is_there_joined_and_then_nothing() -> None:
+    run = LiveRun("run_a", own=True)
+    run.extend([b"a", b"b", b"c"], False)
+    assert run.take(0) == (b"abc", 3)
+    assert run.take(2) == (b"c", 3)
+    assert run.take(3) == (b"", 3)
+
+
+def test_a_reader_that_is_behind_takes_about_one_chunk_a_time() -> None:
+    run = LiveRun("run_a", own=True)
+    run.extend([bytes([65 + n % 26]) * 1000 for n in range(1000)], False)
+    cursor, sizes, whole = 0, [], b""
+    while True:
+        data, cursor = run.take(cursor)
+        if not data:
+            break
+        sizes.append(len(data))
+        whole += data
+    assert whole == b"".join(run.frames)
+    assert max(sizes) < CHUNK + 1000
+    assert len(sizes) < 20
+
+
+def test_what_was_appended_twice_is_taken_in_once() -> None:
+    live = Live(1 << 20)
+    for entry in (append(1, b"a", b"b"), append(1, b"a", b"b"), append(2, b"b", b"c"), append(3, b"c")):
+        live.apply(entry)
+    assert known(live).frames == [b"a", b"b", b"c"]
+
+
+def test_a_gap_closes_the_run_so_that_its_readers_come_back() -> None:
+    live, bell = Live(1 << 20), Bell()
+    live.apply(append(1, b"a"))
+    run = known(live)
+    live.watch(run, bell)
+    live.apply(append(3, b"c"))
+    assert run.closed
+    assert bell.rung == 1
+    assert live.get("run_a") is None
+    assert run.frames == [b"a"]
+
+
+def test_a_run_whose_beginning_was_not_seen_is_not_taken_in() -> None:
+    live = Live(1 << 20)
+    live.apply(append(5, b"e"))
+    assert len(live) == 0
+
+
+def test_nobody_appends_to_an_own_or_an_ended_run_from_outside() -> None:
+    live = Live(1 << 20)
+    own = live.add(LiveRun("run_own", own=True))
+    live.apply(append(1, b"a", run_id="run_own"))
+    assert own.frames == []
+    live.apply(append(1, b"a", ended=True))
+    live.apply(append(2, b"b"))
+    assert known(live).frames == [b"a"]
+
+
+def test_what_comes_while_the_past_is_read_waits_for_it() -> None:
+    live = Live(1 << 20)
+    run = live.loading("run_a")
+    live.apply(append(3, b"c"))
+    live.apply(append(4, b"d"))
+    assert run.frames == []
+    live.loaded(run, [append(1, b"a"), append(2, b"b", b"c")])
+    assert run.frames == [b"a", b"b", b"c", b"d"]
+
+
+def test_readers_are_woken_when_their_run_moves_and_not_otherwise() -> None:
+    live, bell, other = Live(1 << 20), Bell(), Bell()
+    live.apply(append(1, b"a"))
+    live.apply(append(1, b"a", run_id="run_b"))
+    live.watch(known(live), bell)
+    live.watch(known(live, "run_b"), other)
+    live.apply(append(2, b"b"))
+    assert (bell.rung, other.rung) == (1, 0)
+    live.unwatch(known(live), bell)
+    live.apply(append(3, b"c"))
+    assert bell.rung == 1
+
+
+def test_watchers_count_only_who_waits_for_another_worker() -> None:
+    live, bell = Live(1 << 20), Bell()
+    own = live.add(LiveRun("run_own", own=True))
+    live.apply(append(1, b"a"))
+    live.watch(own, bell)
+    assert live.watchers == 0
+    live.watch(known(live), bell)
+    assert live.watchers == 1
+    live.unwatch(known(live), bell)
+    live.unwatch(known(live), bell)
+    assert live.watchers == 0
+
+
+def test_past_the_limit_the_longest_run_of_another_worker_is_let_go_of() -> None:
+    live = Live(1000)
+    own = live.add(LiveRun("run_own", own=True))
+    own.extend([b"o" * 2000], False)
+    live.apply(append(1, b"a" * 900))
+    live.apply(append(1, b"b" * 300, run_id="run_b"))
+    live.tidy(keep_ended=10)
+    long, short = known(live), known(live, "run_b")
+    assert (long.base, long.frames, long.last_seq) == (1, [], 1)
+    assert short.frames == [b"b" * 300]
+    assert own.frames, "its own run is what its end is written from"
+    with pytest.raises(LookupError):
+        long.take(0)
+    live.apply(append(2, b"c"))
+    assert long.take(1) == (b"c", 2)
+
+
+def test_an_ended_run_of_another_worker_stays_a_while_and_then_goes() -> None:
+    live = Live(1000)
+    live.apply(append(1, b"a", ended=True))
+    live.tidy(keep_ended=10)
+    assert len(live) == 1
+    live.tidy(keep_ended=-1)
+    assert len(live) == 0
+
+
+# -- readers where memory has let go ---------------------------------------------------------------------------------
+
+
+def delta(seq: int) -> bytes:
+    return sse.encode(seq, Delta(f"t{seq} "))
+
+
+class Log:
+    """The pump, as far as readers ask it. While its log is read, the run goes on."""
+
+    def __init__(self) -> None:
+        self.checks: list[Any] = []
+        self.unavailable_since = None
+        self.feeds: dict[str, Any] = {}
+        self.entries: list[Append] = []
+        self.meanwhile: list[bytes] = []
+        self.run: LiveRun | None = None
+        self.broken = False
+
+    def read(self, run_id: str) -> list[Append]:
+        if self.broken:
+            raise LogUnavailable("locked")
+        if self.meanwhile and self.run is not None:
+            self.entries.append(Append(run_id, self.run.last_seq + 1, self.meanwhile))
+            self.run.extend(self.meanwhile, False)
+            self.meanwhile = []
+        return self.entries
+
+    def attend(self, run: LiveRun, bell: Bell) -> None:
+        pass
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def readers(log: Log) -> Readers:
+    live = Live(1 << 20)
+    log.entries = [Append("run_a", 1, [delta(1), delta(2)]), Append("run_a", 3, [delta(3)])]
+    for entry in log.entries:
+        live.apply(entry)
+    log.run = run = known(live)
+    run.base, run.frames = 3, []
+    found = Readers(Settings(), log, live, None, capacity=10)  # type: ignore[arg-type]
+    found._locate = lambda run_id, owner: run  # type: ignore[method-assign]
+    return found
+
+
+def frames(data: bytes) -> list[sse.Frame]:
+    return sse.Decoder().feed(data)
+
+
+def test_a_reset_says_no_more_than_its_seq_though_the_run_goes_on(log: Log, readers: Readers) -> None:
+    log.meanwhile = [delta(4), delta(5)]
+    reader = readers.follow("run_a", "me", "ahead", None)
+    assert reader is not None
+    (reset,) = frames(next(reader))
+    found = json.loads(reset.data)
+    rest = frames(next(reader))
+    assert [int(frame.id) for frame in rest] == list(range(found["seq"] + 1, 6))
+    said = found["text"] + "".join(json.loads(frame.data)["text"] for frame in rest)
+    assert said == "t1 t2 t3 t4 t5 "
+
+
+def test_a_reset_that_cannot_be_made_is_told_and_not_guessed(log: Log, readers: Readers) -> None:
+    log.broken = True
+    with pytest.raises(Unavailable) as caught:
+        readers.follow("run_a", "me", "ahead", None)
+    assert caught.value.problem_code == "log_unavailable"
+    log.broken = False
+    del log.entries[0]  # pruned
+    with pytest.raises(Unavailable):
+        readers.follow("run_a", "me", "ahead", None)
+    assert len(readers) == 0
+
+
+def test_a_reader_behind_memory_gets_the_log_s_events_then_memory_s(log: Log, readers: Readers) -> None:
+    assert log.run is not None
+    log.run.extend([delta(4)], True)
+    reader = readers.follow("run_a", "me", "1", None)
+    assert reader is not None
+    assert [frame.id for data in reader for frame in frames(data)] == ["2", "3", "4"]
+
+
+def test_a_reader_whose_events_have_left_the_log_is_sent_away(log: Log, readers: Readers) -> None:
+    del log.entries[0]
+    reader = readers.follow("run_a", "me", "1", None)
+    assert reader is not None
+    assert list(reader) == []
+    assert log.run is not None
+    assert log.run.closed
+    assert readers._live.get("run_a") is None, "who comes back would find the closed run again"
+
+
+def test_a_place_is_taken_while_the_store_is_asked(readers: Readers) -> None:
+    readers.capacity = 1
+    with readers.place(), pytest.raises(Unavailable):
+        readers.follow("run_a", "me", None, None)
+    reader = readers.follow("run_a", "me", None, None)
+    assert reader is not None
+    with pytest.raises(Unavailable):
+        readers.admit()
+    reader.close()
+    readers.admit()
