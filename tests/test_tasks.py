@@ -1,0 +1,277 @@
+"""Greenlets where gevent has patched the process, threads elsewhere: the same behaviour, shown in both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from flaskchat import tasks
+from flaskchat.poller import HANGUP, READ, Poller
+from tests.conftest import ROOT
+
+
+def on_greenlets(code: str) -> str:
+    """What a script prints in a process of its own that gevent has patched. It fails like an assertion here."""
+    head = "from gevent import monkey; monkey.patch_all()\nimport gevent, socket, threading, time\n"
+    head += "from flaskchat import tasks\nassert tasks.cooperative()\n"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", head + code], cwd=ROOT, capture_output=True, text=True, timeout=20,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_without_gevent_tasks_are_threads() -> None:
+    assert not tasks.cooperative()
+    found: list[threading.Thread] = []
+    task = tasks.spawn(lambda: found.append(threading.current_thread()))
+    task.join(5)
+    assert not task.is_alive()
+    assert found[0] is not threading.current_thread()
+    assert found[0].daemon
+    task.kill()
+
+
+def test_a_greenlet_can_be_killed_where_it_waits_and_joined() -> None:
+    on_greenlets(
+        """
+ended = []
+def wait():
+    try:
+        tasks.sleep(60)
+    finally:
+        ended.append(1)
+task = tasks.spawn(wait)
+tasks.sleep(0.01)
+assert task.is_alive()
+task.kill()
+task.join(1)
+assert not task.is_alive() and ended == [1]
+"""
+    )
+
+
+def test_a_call_that_waits_in_c_leaves_the_hub_free() -> None:
+    on_greenlets(
+        """
+sleep = monkey.get_original("time", "sleep")
+pool, beats = tasks.Offloader(2), []
+def beat():
+    while True:
+        beats.append(1)
+        tasks.sleep(0.005)
+tasks.spawn(beat)
+before = threading.get_ident()
+assert pool.call(lambda a, b: (sleep(0.3), a + b)[1], 1, b=2) == 3
+assert len(beats) > 20, len(beats)
+pool.close()
+pool.call(int)
+pool.close()
+"""
+    )
+
+
+def test_a_call_hands_on_what_it_raises() -> None:
+    code = """
+pool = tasks.Offloader(1)
+try:
+    pool.call(int, "x")
+except ValueError:
+    print("raised")
+pool.close()
+"""
+    assert on_greenlets(code) == "raised\n"
+    with pytest.raises(ValueError, match="invalid literal"):
+        tasks.Offloader(1).call(int, "x")
+
+
+def test_a_caller_that_is_killed_goes_only_after_its_call_has_ended() -> None:
+    """Else its connection would be handed on while a thread is still in it."""
+    on_greenlets(
+        """
+sleep = monkey.get_original("time", "sleep")
+pool, order = tasks.Offloader(1), []
+def work():
+    sleep(0.2)
+    order.append("call ended")
+def caller():
+    try:
+        pool.call(work)
+    finally:
+        order.append("caller gone")
+task = tasks.spawn(caller)
+tasks.sleep(0.05)
+task.kill()
+task.join(5)
+assert order == ["call ended", "caller gone"], order
+pool.close()
+"""
+    )
+
+
+WAITER = """
+{head}
+waiter, order = tasks.waiter(), []
+waiter.wake()
+waiter.wake()
+waiter.wait()
+order.append("a wake before the wait is not lost")
+def waits():
+    for _ in range(3):
+        waiter.wait()
+        order.append("woken")
+        bell.set()
+bell = tasks.Event()
+task = tasks.spawn(waits)
+for _ in range(3):
+    bell.clear()
+    tasks.sleep(0.01)
+    waiter.wake()
+    assert bell.wait(5)
+task.join(5)
+assert not task.is_alive()
+assert order[1:] == ["woken"] * 3
+"""
+
+
+def test_a_waiter_is_woken_as_often_as_it_waits() -> None:
+    on_greenlets(WAITER.format(head=""))
+    exec(WAITER.format(head="from flaskchat import tasks"), {})
+
+
+def test_a_killed_waiter_is_forgotten() -> None:
+    on_greenlets(
+        """
+waiter = tasks.waiter()
+task = tasks.spawn(waiter.wait)
+tasks.sleep(0.01)
+task.kill()
+task.join(1)
+waiter.wake()
+tasks.sleep(0.01)
+waiter.wait()
+"""
+    )
+
+
+READABLE = """
+{head}
+import socket, time
+one, two = socket.socketpair()
+began = time.monotonic()
+assert not tasks.wait_readable(one.fileno(), 0.1)
+assert 0.05 < time.monotonic() - began < 2
+two.send(b"x")
+assert tasks.wait_readable(one.fileno(), 5)
+one.recv(1)
+two.close()
+assert tasks.wait_readable(one.fileno(), 5), "a peer that has closed"
+one.close()
+"""
+
+
+def test_waiting_for_a_descriptor_sees_bytes_and_the_peer_s_end() -> None:
+    on_greenlets(READABLE.format(head=""))
+    exec(READABLE.format(head="from flaskchat import tasks"), {})
+
+
+# -- the selector ----------------------------------------------------------------------------------------------------
+
+POLLER = """
+{head}
+import socket, time
+from flaskchat.poller import HANGUP, READ, Poller
+poller = Poller()
+began = time.monotonic()
+poller.wait(0.05)
+assert poller.ready() == []
+assert time.monotonic() - began < 2
+poller.ring()
+poller.ring()
+began = time.monotonic()
+poller.wait(5)
+assert time.monotonic() - began < 1, "a ring before the wait is not lost"
+assert poller.ready() == []
+pairs = {{kind: socket.socketpair() for kind in (READ, HANGUP)}}
+for kind, (mine, _) in pairs.items():
+    poller.register(mine.fileno(), kind, kind)
+for _, theirs in pairs.values():
+    theirs.send(b"x")
+poller.wait(5)
+assert poller.ready() == [READ], "bytes are no hang-up"
+assert poller.ready() == [READ], "as long as they are not read"
+pairs[READ][0].recv(1)
+pairs[HANGUP][1].close()
+poller.wait(5)
+assert poller.ready() == [HANGUP]
+for kind in pairs:
+    poller.unregister(pairs[kind][0].fileno())
+poller.unregister(pairs[READ][0].fileno())
+assert poller.ready() == []
+tasks.spawn(lambda: (tasks.sleep(0.05), poller.ring()))
+began = time.monotonic()
+poller.wait(5)
+assert 0.02 < time.monotonic() - began < 2, "a ring while it waits"
+poller.close()
+for pair in pairs.values():
+    for sock in pair:
+        sock.close()
+"""
+
+
+def test_the_selector_tells_bytes_hang_ups_and_rings() -> None:
+    on_greenlets(POLLER.format(head=""))
+    exec(POLLER.format(head="from flaskchat import tasks"), {})
+
+
+def test_rings_from_many_threads_are_never_lost() -> None:
+    poller = Poller()
+    seen, end = 0, threading.Event()
+    asked = [0] * 4
+
+    def ring(number: int) -> None:
+        while not end.is_set():
+            asked[number] += 1
+            poller.ring()
+            time.sleep(0.0005)
+
+    threads = [threading.Thread(target=ring, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        began = time.monotonic()
+        poller.wait(2)
+        assert time.monotonic() - began < 1, "a ring was lost"
+        poller.ready()
+        seen += 1
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert seen > 50
+    poller.close()
+
+
+def test_a_descriptor_s_number_that_is_used_again_belongs_to_the_new_owner() -> None:
+    poller = Poller()
+    read, write = os.pipe()
+    poller.register(read, READ, "old")
+    os.write(write, b"x")
+    assert poller.ready() == ["old"]
+    poller.unregister(read)
+    os.close(read)
+    os.close(write)
+    again, other = os.pipe()
+    assert read in (again, other)
+    poller.register(again, HANGUP, "new")
+    os.close(other)
+    assert poller.ready() == ["new"]
+    poller.unregister(again)
+    os.close(again)
+    poller.close()
