@@ -485,7 +485,7 @@ def test_the_tab_says_when_a_reply_is_ready_in_the_background(visit: Visit, chat
 
 def test_light_and_dark_are_chosen_and_kept(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
-    background = "getComputedStyle(document.querySelector('flask-chat')).backgroundColor"
+    background = "getComputedStyle(document.querySelector('flask-chat').shadowRoot.querySelector('.app')).backgroundColor"
     light = page.evaluate(background)
     page.get_by_role("button", name="Menu of this conversation").click()
     page.get_by_role("menuitemradio", name="Dark colours").click()

@@ -44,7 +44,7 @@ export class Deletions {
     const timer = setTimeout(() => void this.#send(id), UNDO);
     this.#pending.set(id, { id, title, where, shown, timer });
     const words = `“${title || "Untitled"}” is deleted.`;
-    if (shown) this.#context.open(null);
+    if (shown) this.#context.show(null);
     if (where === "header") this.#notice({ words, label: "Undo", action: () => this.undo(id) });
     else this.#context.announce(`${words} Undo is offered for ${UNDO / 1000} seconds.`);
     this.#context.host.requestUpdate();
@@ -59,7 +59,7 @@ export class Deletions {
     this.#pending.delete(id);
     if (pending.where === "header") this.#notice(null);
     this.#context.announce("It is kept.");
-    if (pending.shown) this.#context.open(id);
+    if (pending.shown) this.#context.show(id);
     this.#context.host.requestUpdate();
     if (pending.where === "header") this.#context.home();
     else this.#focus(`.rows a[data-id="${id}"]`);
@@ -76,14 +76,14 @@ export class Deletions {
   async #send(id: string, leaving = false): Promise<void> {
     const pending = this.#pending.get(id);
     if (!pending) return;
-    const { list, host, shown, open } = this.#context;
+    const { list, host, shown, show } = this.#context;
     this.#leaveRow(pending);
     try {
       const sent = this.#context.api().remove(id, leaving);
       this.#pending.delete(id);
       list.drop(id);
       await sent;
-      if (shown().id === id) open(null);
+      if (shown().id === id) show(null);
     } catch (error) {
       list.restore(id);
       this.#notice({ words: `“${pending.title || "Untitled"}” could not be deleted. ${why(error)}` });

@@ -116,7 +116,6 @@ export class FlaskChatElement extends LitElement {
     open: (id) => {
       this.#show(id);
       if (this.page && this.#href(id) !== location.pathname) history.pushState(null, "", this.#href(id));
-      this.#shell.home();
     },
     announce: (words) => (this.#announcement = words),
     write: () => this.#composer.focus(),
@@ -229,9 +228,9 @@ export class FlaskChatElement extends LitElement {
     const running = session.running;
     const empty = branch.length === 0 && session.conversation.queue.items.length === 0 && !session.loading && !session.failure;
     return html`
-      <div class=${`app ${this.#shell.classes}`} @click=${this.#click} @input=${loadMarkdown}>
+      <div class=${`app ${this.#shell.classes}`} role="region" aria-label="Chat" @click=${this.#click} @input=${loadMarkdown}>
         ${this.#shell.side()}
-        <section class=${this.#wire.class} part="main" aria-label="Chat" ?inert=${this.#shell.covered}>
+        <section class=${this.#wire.class} part="main" ?inert=${this.#shell.covered}>
           ${this.#shell.header(title || (empty ? "New conversation" : ""))}
           <div class="scroll" part="messages" tabindex="0" role="group" aria-label="Messages">
             <div class="column messages">

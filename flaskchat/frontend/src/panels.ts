@@ -33,7 +33,10 @@ export interface Context {
   sidebar: Sidebar;
   /** The conversation on the page. */
   shown: () => { id: string | null; title: string; systemPrompt: string };
+  /** Show a conversation, and go there with the focus. */
   open: (id: string | null) => void;
+  /** Show a conversation; the focus and what lies over it stay. */
+  show: (id: string | null) => void;
   /** The server has changed a conversation, or is about to. */
   changed: (id: string, fields: Partial<Pick<Conversation, "title" | "system_prompt">>) => void;
   models: () => { items: Model[]; picked: string | null };

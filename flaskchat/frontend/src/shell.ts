@@ -145,6 +145,7 @@ export class Shell {
       sidebar: this.sidebar,
       shown: () => session().conversation,
       open: (id) => this.#open(id),
+      show: this.#actions.open,
       changed: (id, { title, system_prompt: prompt }) => {
         const { conversation } = session();
         if (conversation.id !== id) return;
@@ -187,11 +188,9 @@ export class Shell {
   }
 
   #open(id: string | null): void {
-    const over = this.#over;
     this.#over = false;
     this.#actions.open(id);
-    // What had the focus is behind the conversation now.
-    if (over) this.home();
+    this.home();
   }
 
   /** Where the focus is never wrong: where one writes, but not where that would bring up a keyboard on the screen. */
@@ -290,8 +289,7 @@ export class Shell {
       case "wire":
         return this.#actions.wire();
       case "new":
-        this.#open(null);
-        return this.home();
+        return this.#open(null);
       case "write":
         if (this.#over) this.#toggle();
         void this.#host.updateComplete.then(() => this.#actions.write());
