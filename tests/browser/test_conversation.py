@@ -422,3 +422,22 @@ def test_a_keyboard_on_the_screen_leaves_the_composer_in_sight(visit: Visit, cha
     )
     bottom = page.locator(".composer").evaluate("e => e.getBoundingClientRect().bottom")
     assert bottom <= 450
+
+
+def test_nothing_of_a_deleted_conversation_is_kept_in_the_browser(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    box(page).fill("A draft")
+    page.reload()
+    expect(box(page)).to_have_value("A draft")
+    kept = "() => Object.keys(localStorage).filter(key => key.startsWith('flaskchat:') && key.includes(':c_'))"
+    assert page.evaluate(kept)
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    page.goto("about:blank")
+    page.goto(chat.url)
+    for _ in deadline(10, "an empty storage"):
+        page.wait_for_timeout(20)
+        if not page.evaluate(kept):
+            break

@@ -66,6 +66,7 @@ export class Api {
   async remove(id: string, leaving = false): Promise<void> {
     const send = leaving ? this.#fetch : this.fetch;
     const path = `/conversations/${encodeURIComponent(id)}`;
+    if (leaving) new Kept(this.endpoint).forget(id);
     const response = await send(this.url(path), { method: "DELETE", credentials: "same-origin", keepalive: leaving });
     // One that is gone already is what was wanted.
     if (!response.ok && response.status !== 404) throw await problemOf(response);
