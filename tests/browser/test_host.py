@@ -127,13 +127,17 @@ def test_no_name_is_left_in_the_hosts_page(enter: Visit, shop: Server) -> None:
 
 
 RUDE = """() => {
-  const root = document.querySelector("flask-chat").shadowRoot;
+  const chat = document.querySelector("flask-chat");
+  const root = chat.shadowRoot;
+  const at = chat.getBoundingClientRect();
   const names = ["color", "background-color", "letter-spacing", "word-spacing", "font-family", "font-style", "line-height",
     "text-transform", "text-align", "text-indent", "white-space", "cursor", "display", "position", "margin-top",
     "padding-left", "border-top-width", "opacity", "list-style-type", "width", "height"];
   return [...root.querySelectorAll("*")].filter((e) => !e.closest("svg, .unseen")).map((e) => {
     const style = getComputedStyle(e);
-    return [e.localName + "." + e.className, ...names.map((name) => style.getPropertyValue(name))].join(" | ");
+    const box = e.getBoundingClientRect();
+    const place = [box.left - at.left, box.top - at.top].map(Math.round);
+    return [e.localName + "." + e.className, ...place, ...names.map((name) => style.getPropertyValue(name))].join(" | ");
   });
 }"""
 

@@ -227,8 +227,8 @@ export class FlaskChatElement extends LitElement {
     const branch = session.conversation.branch;
     const running = session.running;
     const empty = branch.length === 0 && session.conversation.queue.items.length === 0 && !session.loading && !session.failure;
-    return html`
-      <div class=${`app ${this.#shell.classes}`} role="region" aria-label="Chat" @click=${this.#click} @input=${loadMarkdown}>
+    // No space around it: a host that keeps white space would see lines of it.
+    return html`<div class=${`app ${this.#shell.classes}`} role="region" aria-label="Chat" @click=${this.#click} @input=${loadMarkdown}>
         ${this.#shell.side()}
         <section class=${this.#wire.class} part="main" ?inert=${this.#shell.covered}>
           ${this.#shell.header(title || (empty ? "New conversation" : ""))}
@@ -260,8 +260,7 @@ export class FlaskChatElement extends LitElement {
         </section>
         ${this.#shell.overlays()}
         <p class="unseen" role="status" aria-live="polite">${this.#announcement}</p>
-      </div>
-    `;
+      </div>`;
   }
 
   #welcome(): TemplateResult {
