@@ -140,15 +140,19 @@ def test_rows_for_everybody_reach_the_worker_that_wrote_them(make: Callable[[], 
     assert look(rooms) == [Stop(begun.run_id, 1.5)]
 
 
-def test_rows_of_an_unknown_version_are_passed_over(two: tuple[Rooms, Rooms]) -> None:
+def test_rows_of_an_unknown_version_are_passed_over(
+    two: tuple[Rooms, Rooms], caplog: pytest.LogCaptureFixture
+) -> None:
     mine, other = two
     begun = other.begin()
     other.append(begun, "a")
     mine.journal.follow()
-    insert(other, b"from the future", version=VERSION + 1)
+    insert(other, encode_row([Append(begun.run_id, 3, [b"in another sense"])]), version=VERSION + 1)
+    insert(other, b"from the future", version=VERSION + 2)
     other.append(begun, "b")
     assert [entry.seq for entry in look(mine)] == [3]
     assert [entry.seq for entry in mine.journal.read(begun.run_id)] == [1, 3]
+    assert "damaged" not in caplog.text
 
 
 def test_a_damaged_row_is_passed_over_and_told(two: tuple[Rooms, Rooms], caplog: pytest.LogCaptureFixture) -> None:
