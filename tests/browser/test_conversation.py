@@ -346,15 +346,31 @@ def test_a_message_can_be_copied(visit: Visit, chat: Server) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == "**Reply** one"
 
 
-def test_stop_is_immediate_before_the_first_token(visit: Visit, chat: Server) -> None:
+@pytest.mark.parametrize("moment", ["before the first token", "in the middle"])
+def test_stop_is_immediate_in_the_page(visit: Visit, chat: Server, moment: str) -> None:
     page = visit(chat.url)
-    page.route("**/stop", lambda route: page.wait_for_timeout(400) or route.continue_())
-    ask(page, "Wait", fault="silent-before-first-token", hold=30)
-    expect(page.get_by_text("Waiting for the first words…")).to_be_visible()
+    held: list[Route] = []
+    page.route("**/stop", lambda route: held.append(route))
+    if moment == "in the middle":
+        ask(page, "Stream", tokens=4000, rate=40)
+        expect(reply(page)).not_to_be_empty()
+    else:
+        ask(page, "Wait", fault="silent-before-first-token", hold=5)
+        expect(page.get_by_text("Waiting for the first words…")).to_be_visible()
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    expect(page.get_by_text("Stopped. Closing the model's connection…")).to_be_visible()
     expect(page.get_by_role("button", name="Send")).to_be_visible()
-    expect(page.locator(".reply .words")).to_have_text(re.compile(r"closed in \d+ ms\."))
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    shown = reply(page).inner_text()
+    since = page.evaluate("performance.now()")
+    page.wait_for_function("since => performance.now() - since > 300", arg=since)
+    assert reply(page).inner_text() == shown, "the reply goes on after Stop"
+    ask(page, "At once", text="Asked while it closes")
+    expect(page.locator(".waiting")).to_have_count(1)
+    held[0].continue_()
+    expect(page.locator(".reply .words").first).to_have_text(re.compile(r"closed in \d+ ms\."))
+    expect(page.locator(".waiting")).to_have_count(0)
+    expect(page.locator(".reply")).to_have_count(2)
 
 
 def test_the_composer_grows_to_a_third_and_takes_a_long_text(visit: Visit, chat: Server) -> None:
