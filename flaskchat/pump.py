@@ -35,6 +35,8 @@ IDLE = 5.0
 STOP_POLL = 0.05
 """Seconds between looks at the log for a Stop from another worker, while our models are silent."""
 UNFOLLOW_AFTER = 30.0
+BREATH = 5000
+"""Entries of the log that are taken in before others may run."""
 
 
 class Ready(Protocol):
@@ -270,7 +272,9 @@ class Pump:
         for feed, frames, ended in moved:
             self._publish(feed, frames, ended)
         news, self._news = self._news, []
-        for entry in news:
+        for number, entry in enumerate(news, 1):
+            if number % BREATH == 0:
+                tasks.sleep(0)  # whoever begins to follow gets all that the log holds, which may be minutes of it
             if type(entry) is Append:
                 self.live.apply(entry)
             elif type(entry) is Stop:

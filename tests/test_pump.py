@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from flaskchat import feed as feeds
+from flaskchat import pump as pumps
 from flaskchat.errors import ModelRaised
 from flaskchat.feed import Feed
 from flaskchat.live import Live, LiveRun
@@ -276,6 +277,23 @@ def test_a_refresh_brings_what_others_appended_before_it(bench: Bench) -> None:
     run = bench.live.get("run_x")
     assert run is not None
     assert run.frames == [b"a", b"b"]
+
+
+def test_a_long_log_is_taken_in_with_pauses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_in: list[int] = []
+    monkeypatch.setattr(pumps, "BREATH", 100)
+    monkeypatch.setattr(pumps.tasks, "sleep", lambda seconds: taken_in.append(run_of("run_x").last_seq))
+
+    def run_of(run_id: str) -> LiveRun:
+        run = bench.live.get(run_id)
+        assert run is not None
+        return run
+
+    bench.log.before = [Append("run_x", seq, [b"a"]) for seq in range(1, 501)]
+    bench.run("run_a")
+    bench.tick()
+    assert taken_in == [99, 199, 299, 399, 499]
+    assert run_of("run_x").last_seq == 500
 
 
 def test_refreshes_from_many_threads_all_return() -> None:
