@@ -116,6 +116,7 @@ test("a question that could not be sent is sent again with its id, and with anot
   const failed = (count: number): Promise<void> => harness.until(() => harness.calls.length === count && harness.queue.waiting[0]?.why !== undefined);
   harness.session.send("Hi");
   await failed(5);
+  harness.session.model = "another";
   sending.retry(harness.queue.waiting[0]!);
   await failed(10);
   sending.edit(harness.queue.waiting[0]!, "Hi there");
@@ -157,6 +158,7 @@ test("a message that was taken before the reload is not shown twice", async () =
   await harness.until(() => harness.queue.items.length === 0);
   assert.deepEqual(harness.branch.map((entry) => entry.text), ["Hi", "Hello"]);
   assert.equal(harness.session.conversation.entries.length, 2);
+  assert.deepEqual(harness.announced, []);
 });
 
 test("messages that wait are sent one after the other when the reply has ended", async () => {
