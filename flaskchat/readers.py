@@ -283,7 +283,7 @@ class Readers:
             # The terminal event follows the reset, so that whoever lost its place still learns how the run ended.
             start = frames.rfind(b"\n\nid: ") + 2
             last = int(frames[start + 4 : frames.index(b"\n", start)])
-            first = sse.encode_reset(Reset(last - 1, Replay([frames]).text))
+            first = sse.encode_reset(Reset(last - 1, self._text([frames])))
         run = LiveRun(run_id, own=True)
         run.extend([frames[at : at + CHUNK] for at in range(start, len(frames), CHUNK)], True)
         self.pump.poller.ring()  # an idle pump looks at its readers seldom
@@ -298,7 +298,11 @@ class Readers:
             past = []
         if len(past) < seq:
             raise Unavailable("Replies cannot be read at the moment.", code="log_unavailable", retry_after=2)
-        return Reset(seq, Replay(past).text)
+        return Reset(seq, self._text(past))
+
+    def _text(self, frames: list[bytes]) -> str:
+        """Read off the hub: a reply of some minutes takes longer than it may be held."""
+        return self._store.database.offload(lambda: Replay(frames).text)
 
     def _past(self, run: LiveRun) -> list[bytes]:
         """The run's frames from the first one on; fewer than there were when some have left the log."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,6 +15,9 @@ from flaskchat.live import CHUNK, Live, LiveRun
 from flaskchat.log.base import Append, LogUnavailable
 from flaskchat.models import Delta
 from flaskchat.readers import Readers
+
+
+T = TypeVar("T")
 
 
 class Bell:
@@ -186,6 +190,18 @@ class Log:
         pass
 
 
+class Store:
+    """The store, as far as readers ask it: for a thread, where something takes long."""
+
+    def __init__(self) -> None:
+        self.database = self
+        self.offloaded = 0
+
+    def offload(self, function: Callable[[], T]) -> T:
+        self.offloaded += 1
+        return function()
+
+
 @pytest.fixture
 def log() -> Log:
     return Log()
@@ -199,7 +215,7 @@ def readers(log: Log) -> Readers:
         live.apply(entry)
     log.run = run = known(live)
     run.base, run.frames = 3, []
-    found = Readers(Settings(), log, live, None, capacity=10)  # type: ignore[arg-type]
+    found = Readers(Settings(), log, live, Store(), capacity=10)  # type: ignore[arg-type]
     found._locate = lambda run_id, owner: run  # type: ignore[method-assign]
     return found
 
@@ -218,6 +234,12 @@ def test_a_reset_says_no_more_than_its_seq_though_the_run_goes_on(log: Log, read
     assert [int(frame.id) for frame in rest] == list(range(found["seq"] + 1, 6))
     said = found["text"] + "".join(json.loads(frame.data)["text"] for frame in rest)
     assert said == "t1 t2 t3 t4 t5 "
+
+
+def test_the_text_of_a_reset_is_put_together_off_the_hub(readers: Readers) -> None:
+    """A reply of some minutes has tens of thousands of events; anybody may send a cursor that means nothing."""
+    readers.follow("run_a", "me", "ahead", None)
+    assert readers._store.offloaded == 1  # type: ignore[attr-defined]
 
 
 def test_a_reset_that_cannot_be_made_is_told_and_not_guessed(log: Log, readers: Readers) -> None:
