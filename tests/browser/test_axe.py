@@ -36,6 +36,10 @@ print("hello")  # a comment
 |---|--:|
 | 1 | 2 |
 
+Inline $a^2 + b^2 = c^2$ and
+
+$$\\int_0^1 x\\,dx = \\frac{1}{2}$$
+
 ![a cat](https://images.example/cat.png)
 """
 
@@ -106,7 +110,19 @@ def look_at_everything(page: Page, axe: str, *, wide: bool) -> None:
 
     ask(page, "Everything", text=RICH, rate=0, reasoning=3)
     is_over(page)
+    expect(page.locator(".reply math")).to_have_count(2)
+    expect(page.locator(".reply code span").first).to_be_attached()
     check(page, axe, "a reply with every kind of block")
+    page.get_by_role("button", name="Details").click()
+    check(page, axe, "a reply's details")
+    page.get_by_role("button", name="Edit").click()
+    expect(page.get_by_label("Edit your message")).to_be_visible()
+    check(page, axe, "a question being edited")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.get_by_role("button", name="Previous version")).to_be_visible()
+    is_over(page)
+    check(page, axe, "one of two versions")
     page.locator("summary").first.click()
     check(page, axe, "reasoning unfolded")
 
@@ -119,6 +135,15 @@ def look_at_everything(page: Page, axe: str, *, wide: bool) -> None:
     ask(page, "Long", tag="axe", tokens=4000, rate=20)
     expect(page.locator(".reply .markdown")).not_to_be_empty()
     check(page, axe, "mid-stream")
+    ask(page, "Waiting", text="later")
+    expect(page.get_by_role("button", name="Withdraw")).to_be_visible()
+    check(page, axe, "a message that waits")
+    page.keyboard.press("Alt+w")
+    wire = page.get_by_role("region", name="The wire")
+    expect(wire).to_contain_text("delta")
+    check(page, axe, "the wire")
+    wire.get_by_role("button", name="Close the wire").click()
+    expect(wire).to_have_count(0)
 
     if not wide:
         page.get_by_role("button", name="Conversations").click()
