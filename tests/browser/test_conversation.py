@@ -1,49 +1,16 @@
-"""Messages, branches, the queue, drafts and the composer, in a real browser against real gunicorn."""
+"""Messages, their versions and details, Stop and the composer, in a real browser against real gunicorn."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import Server
-from tests.server import badmodel
 from tests.server.client import deadline
 
-from .proxy import Proxy
-
-Visit = Callable[..., Page]
-
-
-def box(page: Page) -> Locator:
-    return page.get_by_label("Your message")
-
-
-def ask(page: Page, words: str, **directive: Any) -> None:
-    """Send a question whose JSON tells the model how to answer."""
-    box(page).fill(f"{words} {json.dumps(directive)}")
-    box(page).press("Enter")
-
-
-def reply(page: Page, at: int = -1) -> Locator:
-    return page.locator(".reply .markdown").nth(at)
-
-
-def is_over(page: Page) -> None:
-    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false", timeout=30_000)
-
-
-def stored(page: Page) -> dict[str, Any]:
-    """The conversation as the server keeps it."""
-    identifier = page.url.rsplit("/", 1)[1]
-    response = page.request.get(f"{page.url.split('/c/')[0]}/conversations/{identifier}")
-    assert response.ok, response.text()
-    answer: dict[str, Any] = response.json()
-    return answer
+from .talk import Visit, ask, box, is_over, reply, stored
 
 
 def edit(page: Page, at: int, text: str) -> None:
@@ -149,160 +116,6 @@ def test_regenerating_makes_a_sibling_and_the_arrows_lead_back(visit: Visit, cha
             break
     page.reload()
     expect(page.locator(".reply .walk")).to_have_attribute("aria-label", "Version 1 of 3")
-
-
-def test_a_message_waits_for_the_reply_and_is_sent_once(visit: Visit, chat: Server, model: badmodel.Running) -> None:
-    page = visit(chat.url)
-    ask(page, "First", tag="queue first", tokens=4000, rate=20)
-    expect(reply(page)).not_to_be_empty()
-    ask(page, "Second", tag="queue second", text="Reply two")
-    ask(page, "Third", tag="queue third", text="Reply three")
-    ask(page, "Fourth", tag="queue fourth", text="Reply four")
-    waiting = page.locator(".waiting")
-    expect(waiting).to_have_count(3)
-    expect(waiting.first).to_contain_text("Queued. It is sent when the reply has ended.")
-    expect(box(page)).to_have_value("")
-    waiting.nth(1).get_by_role("button", name="Withdraw").click()
-    expect(waiting).to_have_count(2)
-    waiting.first.get_by_role("button", name="Edit").click()
-    area = page.get_by_label("Edit the waiting message")
-    area.fill(f"Second, edited {json.dumps({'tag': 'queue edited', 'text': 'Edited two'})}")
-    area.press("Enter")
-    expect(waiting.first).to_contain_text("Second, edited")
-    page.reload()
-    expect(waiting).to_have_count(2)
-    expect(reply(page)).not_to_be_empty()
-    assert model.stats("queue edited")["posts"] == 0
-    page.get_by_role("button", name="Stop").click()
-    expect(waiting).to_have_count(0)
-    expect(page.locator(".reply")).to_have_count(3)
-    is_over(page)
-    expect(page.locator(".reply .markdown").nth(1)).to_have_text("Edited two")
-    expect(reply(page)).to_have_text("Reply four")
-    page.reload()
-    expect(page.locator(".reply")).to_have_count(3)
-    expect(waiting).to_have_count(0)
-    posts = {tag: model.stats(f"queue {tag}")["posts"] for tag in ("first", "edited", "second", "third", "fourth")}
-    # Titles are asked for once more with the first question's words.
-    assert {tag: posts[tag] for tag in ("edited", "second", "third", "fourth")} == {
-        "edited": 1, "second": 0, "third": 0, "fourth": 1,
-    }  # fmt: skip
-    messages = stored(page)["messages"]
-    assert [each["parent_id"] for each in messages] == [None, *(each["id"] for each in messages[:-1])]
-
-
-def test_two_tabs_with_one_queue_send_it_once(visit: Visit, chat: Server, model: badmodel.Running) -> None:
-    first = visit(chat.url)
-    ask(first, "First", tokens=60, rate=20)
-    expect(reply(first)).not_to_be_empty()
-    second = visit(first.url, first.context)
-    expect(reply(second)).not_to_be_empty()
-    ask(first, "Second", tag="two tabs", text="Once")
-    expect(second.locator(".waiting")).to_have_count(1)
-    for page in (first, second):
-        expect(reply(page)).to_have_text("Once", timeout=20_000)
-        is_over(page)
-        expect(page.locator(".message")).to_have_count(4)
-        expect(page.locator(".waiting")).to_have_count(0)
-    assert len(stored(first)["messages"]) == 4
-    assert model.stats("two tabs")["posts"] == 1
-
-
-def test_what_waits_for_a_reply_that_fails_is_held_back(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    ask(page, "First", tokens=40, rate=20, fault="error", after=30, tag="held")
-    expect(reply(page)).not_to_be_empty()
-    ask(page, "Second", text="Reply two")
-    expect(page.locator(".waiting")).to_contain_text("Held back")
-    page.reload()
-    expect(page.locator(".waiting")).to_contain_text("Held back")
-    page.get_by_role("button", name="Send now").click()
-    expect(reply(page)).to_have_text("Reply two")
-    expect(page.locator(".waiting")).to_have_count(0)
-
-
-def test_a_draft_survives_a_reload_in_its_conversation(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    box(page).fill("A thought for later")
-    page.reload()
-    expect(box(page)).to_have_value("A thought for later")
-    ask(page, "First", text="Reply one")
-    is_over(page)
-    box(page).press_sequentially("A second thought")
-    page.get_by_role("link", name="New conversation").click()
-    expect(box(page)).to_have_value("")
-    box(page).fill("Of the new one")
-    page.go_back()
-    expect(box(page)).to_have_value("A second thought")
-    page.reload()
-    expect(box(page)).to_have_value("A second thought")
-    box(page).fill("")
-    page.reload()
-    expect(reply(page)).to_have_text("Reply one")
-    expect(box(page)).to_have_value("")
-
-
-def test_a_send_that_failed_is_kept_and_sent_once(
-    visit: Visit, chat: Server, network: Proxy, model: badmodel.Running
-) -> None:
-    page = visit(network.url)
-    ask(page, "First", text="Reply one")
-    is_over(page)
-    bodies: list[Any] = []
-
-    def cut(route: Route) -> None:
-        """The server gets the request, its answer is lost."""
-        bodies.append(route.request.post_data_json)
-        if len(bodies) == 1:
-            route.fetch()
-        route.abort()
-
-    page.route("**/conversation", cut)
-    ask(page, "Second", tag="failed send", text="Reply two")
-    failed = page.locator(".waiting")
-    expect(failed).to_contain_text("Not sent: no connection.", timeout=30_000)
-    page.unroute("**/conversation")
-    page.reload()
-    expect(failed).to_contain_text("Not sent: no connection.")
-    failed.get_by_role("button", name="Send again").click()
-    expect(reply(page)).to_have_text("Reply two")
-    is_over(page)
-    expect(failed).to_have_count(0)
-    expect(page.locator(".message")).to_have_count(4)
-    assert len(stored(page)["messages"]) == 4
-    assert model.stats("failed send")["posts"] == 1
-    assert len({json.dumps(each) for each in bodies}) == 1
-
-
-def test_a_reload_while_a_message_is_on_its_way_sends_it_again(
-    visit: Visit, chat: Server, network: Proxy, model: badmodel.Running
-) -> None:
-    page = visit(network.url)
-    page.route("**/conversation", lambda route: route.abort())
-    ask(page, "First", tag="on its way", text="Reply one")
-    expect(page.get_by_text("Not sent yet: no connection.")).to_be_visible()
-    page.unroute("**/conversation")
-    page.reload()
-    expect(reply(page)).to_have_text("Reply one")
-    assert model.stats("on its way")["posts"] <= 2  # and one for the title
-    expect(page).to_have_url(re.compile("/c/c_"))
-    page.reload()
-    expect(page.locator(".message")).to_have_count(2)
-
-
-def test_another_tab_asked_first_so_the_message_is_queued(visit: Visit, chat: Server) -> None:
-    first = visit(chat.url)
-    ask(first, "First", text="Reply one")
-    is_over(first)
-    second = visit(first.url, first.context)
-    expect(reply(second)).to_have_text("Reply one")
-    ask(first, "From the first tab", tokens=60, rate=20)
-    expect(reply(first)).not_to_be_empty()
-    ask(second, "From the second tab", text="Both are here")
-    expect(second.locator(".waiting")).to_contain_text("Queued.")
-    expect(second.locator(".user .bubble").nth(1)).to_contain_text("From the first tab")
-    expect(reply(second)).to_have_text("Both are here", timeout=20_000)
-    assert len(stored(second)["messages"]) == 6
 
 
 def test_the_details_of_a_reply_are_there_on_demand(visit: Visit, chat: Server) -> None:
@@ -440,20 +253,20 @@ def test_a_keyboard_on_the_screen_leaves_the_composer_in_sight(visit: Visit, cha
     assert bottom <= 450
 
 
-def test_nothing_of_a_deleted_conversation_is_kept_in_the_browser(visit: Visit, chat: Server) -> None:
+def test_the_buttons_fit_on_the_smallest_phone(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
-    ask(page, "First", text="Reply one")
+    page.set_viewport_size({"width": 320, "height": 568})
+    ask(page, "First", tokens=4000, rate=20)
+    box(page).fill("Next")
+    expect(page.get_by_role("button", name="Queue")).to_be_visible()
+    frame = page.locator(".composer").bounding_box()
+    stop = page.get_by_role("button", name="Stop").bounding_box()
+    assert frame is not None
+    assert stop is not None
+    assert stop["x"] + stop["width"] < frame["x"] + frame["width"]
+    page.get_by_role("button", name="Queue").click()
+    expect(page.locator(".waiting")).to_have_count(1)
+    page.get_by_role("button", name="Withdraw").click()
+    expect(page.locator(".waiting")).to_have_count(0)
+    page.get_by_role("button", name="Stop").click()
     is_over(page)
-    box(page).fill("A draft")
-    page.reload()
-    expect(box(page)).to_have_value("A draft")
-    kept = "() => Object.keys(localStorage).filter(key => key.startsWith('flaskchat:') && key.includes(':c_'))"
-    assert page.evaluate(kept)
-    page.get_by_role("button", name="Menu of this conversation").click()
-    page.get_by_role("menuitem", name="Delete").click()
-    page.goto("about:blank")
-    page.goto(chat.url)
-    for _ in deadline(10, "an empty storage"):
-        page.wait_for_timeout(20)
-        if not page.evaluate(kept):
-            break

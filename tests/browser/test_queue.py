@@ -1,0 +1,226 @@
+"""What waits to be sent, what could not be sent, and drafts, in a real browser against real gunicorn."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from playwright.sync_api import Route, expect
+
+from tests.conftest import Server
+from tests.server import badmodel
+from tests.server.client import deadline
+
+from .proxy import Proxy
+from .talk import Visit, ask, box, is_over, reply, stored
+
+
+def test_a_message_waits_for_the_reply_and_is_sent_once(visit: Visit, chat: Server, model: badmodel.Running) -> None:
+    page = visit(chat.url)
+    ask(page, "First", tag="queue first", tokens=4000, rate=20)
+    expect(reply(page)).not_to_be_empty()
+    ask(page, "Second", tag="queue second", text="Reply two")
+    ask(page, "Third", tag="queue third", text="Reply three")
+    ask(page, "Fourth", tag="queue fourth", text="Reply four")
+    waiting = page.locator(".waiting")
+    expect(waiting).to_have_count(3)
+    expect(waiting.first).to_contain_text("Queued. It is sent when the reply has ended.")
+    expect(box(page)).to_have_value("")
+    waiting.nth(1).get_by_role("button", name="Withdraw").click()
+    expect(waiting).to_have_count(2)
+    waiting.first.get_by_role("button", name="Edit").click()
+    area = page.get_by_label("Edit the waiting message")
+    area.fill(f"Second, edited {json.dumps({'tag': 'queue edited', 'text': 'Edited two'})}")
+    area.press("Enter")
+    expect(waiting.first).to_contain_text("Second, edited")
+    page.reload()
+    expect(waiting).to_have_count(2)
+    expect(reply(page)).not_to_be_empty()
+    assert model.stats("queue edited")["posts"] == 0
+    page.get_by_role("button", name="Stop").click()
+    expect(waiting).to_have_count(0)
+    expect(page.locator(".reply")).to_have_count(3)
+    is_over(page)
+    expect(page.locator(".reply .markdown").nth(1)).to_have_text("Edited two")
+    expect(reply(page)).to_have_text("Reply four")
+    page.reload()
+    expect(page.locator(".reply")).to_have_count(3)
+    expect(waiting).to_have_count(0)
+    posts = {tag: model.stats(f"queue {tag}")["posts"] for tag in ("first", "edited", "second", "third", "fourth")}
+    # Titles are asked for once more with the first question's words.
+    assert {tag: posts[tag] for tag in ("edited", "second", "third", "fourth")} == {
+        "edited": 1, "second": 0, "third": 0, "fourth": 1,
+    }  # fmt: skip
+    messages = stored(page)["messages"]
+    assert [each["parent_id"] for each in messages] == [None, *(each["id"] for each in messages[:-1])]
+
+
+def test_two_tabs_with_one_queue_send_it_once(visit: Visit, chat: Server, model: badmodel.Running) -> None:
+    first = visit(chat.url)
+    ask(first, "First", tokens=60, rate=20)
+    expect(reply(first)).not_to_be_empty()
+    second = visit(first.url, first.context)
+    expect(reply(second)).not_to_be_empty()
+    ask(first, "Second", tag="two tabs", text="Once")
+    expect(second.locator(".waiting")).to_have_count(1)
+    for page in (first, second):
+        expect(reply(page)).to_have_text("Once", timeout=20_000)
+        is_over(page)
+        expect(page.locator(".message")).to_have_count(4)
+        expect(page.locator(".waiting")).to_have_count(0)
+    assert len(stored(first)["messages"]) == 4
+    assert model.stats("two tabs")["posts"] == 1
+
+
+def test_what_waits_for_a_reply_that_fails_is_held_back(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", tokens=40, rate=20, fault="error", after=30, tag="held")
+    expect(reply(page)).not_to_be_empty()
+    ask(page, "Second", text="Reply two")
+    expect(page.locator(".waiting")).to_contain_text("Held back")
+    page.reload()
+    expect(page.locator(".waiting")).to_contain_text("Held back")
+    page.get_by_role("button", name="Send now").click()
+    expect(reply(page)).to_have_text("Reply two")
+    expect(page.locator(".waiting")).to_have_count(0)
+
+
+def test_a_draft_survives_a_reload_in_its_conversation(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    box(page).fill("A thought for later")
+    page.reload()
+    expect(box(page)).to_have_value("A thought for later")
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    box(page).press_sequentially("A second thought")
+    page.get_by_role("link", name="New conversation").click()
+    expect(box(page)).to_have_value("")
+    box(page).fill("Of the new one")
+    page.go_back()
+    expect(box(page)).to_have_value("A second thought")
+    page.reload()
+    expect(box(page)).to_have_value("A second thought")
+    box(page).fill("")
+    page.reload()
+    expect(reply(page)).to_have_text("Reply one")
+    expect(box(page)).to_have_value("")
+
+
+def test_a_send_that_failed_is_kept_and_sent_once(
+    visit: Visit, chat: Server, network: Proxy, model: badmodel.Running
+) -> None:
+    page = visit(network.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    bodies: list[Any] = []
+
+    def cut(route: Route) -> None:
+        """The server gets the request, its answer is lost."""
+        bodies.append(route.request.post_data_json)
+        if len(bodies) == 1:
+            route.fetch()
+        route.abort()
+
+    page.route("**/conversation", cut)
+    ask(page, "Second", tag="failed send", text="Reply two")
+    failed = page.locator(".waiting")
+    expect(failed).to_contain_text("Not sent: no connection.", timeout=30_000)
+    page.unroute("**/conversation")
+    page.reload()
+    expect(failed).to_contain_text("Not sent: no connection.")
+    failed.get_by_role("button", name="Send again").click()
+    expect(reply(page)).to_have_text("Reply two")
+    is_over(page)
+    expect(failed).to_have_count(0)
+    expect(page.locator(".message")).to_have_count(4)
+    assert len(stored(page)["messages"]) == 4
+    assert model.stats("failed send")["posts"] == 1
+    assert len({json.dumps(each) for each in bodies}) == 1
+
+
+def test_a_reload_while_a_message_is_on_its_way_sends_it_again(
+    visit: Visit, chat: Server, network: Proxy, model: badmodel.Running
+) -> None:
+    page = visit(network.url)
+    page.route("**/conversation", lambda route: route.abort())
+    ask(page, "First", tag="on its way", text="Reply one")
+    expect(page.get_by_text("Not sent yet: no connection.")).to_be_visible()
+    page.unroute("**/conversation")
+    page.reload()
+    expect(reply(page)).to_have_text("Reply one")
+    assert model.stats("on its way")["posts"] <= 2  # and one for the title
+    expect(page).to_have_url(re.compile("/c/c_"))
+    page.reload()
+    expect(page.locator(".message")).to_have_count(2)
+
+
+def test_another_tab_asked_first_so_the_message_is_queued(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    ask(first, "First", text="Reply one")
+    is_over(first)
+    second = visit(first.url, first.context)
+    expect(reply(second)).to_have_text("Reply one")
+    ask(first, "From the first tab", tokens=60, rate=20)
+    expect(reply(first)).not_to_be_empty()
+    ask(second, "From the second tab", text="Both are here")
+    expect(second.locator(".waiting")).to_contain_text("Queued.")
+    expect(second.locator(".user .bubble").nth(1)).to_contain_text("From the first tab")
+    expect(reply(second)).to_have_text("Both are here", timeout=20_000)
+    assert len(stored(second)["messages"]) == 6
+
+
+def test_nothing_of_a_deleted_conversation_is_kept_in_the_browser(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    box(page).fill("A draft")
+    page.reload()
+    expect(box(page)).to_have_value("A draft")
+    kept = "() => Object.keys(localStorage).filter(key => key.startsWith('flaskchat:') && key.includes(':c_'))"
+    assert page.evaluate(kept)
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    page.goto("about:blank")
+    page.goto(chat.url)
+    for _ in deadline(10, "an empty storage"):
+        page.wait_for_timeout(20)
+        if not page.evaluate(kept):
+            break
+
+
+def test_what_waits_is_sent_while_its_writer_is_elsewhere(visit: Visit, chat: Server, model: badmodel.Running) -> None:
+    page = visit(chat.url)
+    ask(page, "First", tokens=30, rate=20)
+    expect(reply(page)).not_to_be_empty()
+    ask(page, "Second", tag="elsewhere queue", text="Reply two")
+    expect(page.locator(".waiting")).to_have_count(1)
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page.locator(".waiting")).to_have_count(0)
+    for _ in deadline(15, "the message that waited"):
+        page.wait_for_timeout(20)
+        if model.stats("elsewhere queue")["finished"] == 1:
+            break
+    expect(page.locator(".message")).to_have_count(0)
+    page.go_back()
+    expect(reply(page)).to_have_text("Reply two")
+    expect(page.locator(".message")).to_have_count(4)
+    assert model.stats("elsewhere queue")["posts"] == 1
+
+
+def test_a_first_message_that_failed_is_kept_in_the_next_new_conversation(
+    visit: Visit, chat: Server, network: Proxy
+) -> None:
+    page = visit(network.url)
+    page.route("**/conversation", lambda route: route.abort())
+    ask(page, "First", text="Reply one")
+    expect(page.get_by_text("Not sent yet: no connection.")).to_be_visible()
+    page.get_by_role("link", name="New conversation").click()
+    failed = page.locator(".waiting")
+    expect(failed).to_contain_text("Not sent: no connection.", timeout=30_000)
+    page.unroute("**/conversation")
+    failed.get_by_role("button", name="Send again").click()
+    expect(reply(page)).to_have_text("Reply one")
+    expect(failed).to_have_count(0)
+    expect(page.locator(".message")).to_have_count(2)
