@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psutil
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.conftest import Server
 from tests.server import badmodel
 from tests.server.client import deadline
 
-from .proxy import Proxy
 from .test_page import ask, assert_nothing_is_missing, is_over, reply, stored, wait_for_text
 
 Visit = Callable[..., Page]
 
 TABS = 10
-LEADS = "navigator.locks.query().then(({held}) => held.filter(({name}) => name.endsWith(' lead')).map((l) => l.clientId))"
+LEADS = (
+    "navigator.locks.query().then(({held}) => held.filter(({name}) => name.endsWith(' lead')).map((l) => l.clientId))"
+)
 
 
 def connections(server: Server) -> int:
@@ -126,8 +126,41 @@ def test_a_tab_that_hangs_does_not_hold_up_the_others(visit: Visit, chat: Server
     session.send("Debugger.enable")
     session.send("Debugger.pause")
     assert_all_grow(others)
+    assert leader(others) in others
     session.send("Debugger.disable")
     for page in pages:
         is_over(page)
     assert len(set(texts(pages))) == 1
     assert_nothing_is_missing(others[0], directive)
+
+
+def test_two_tabs_in_one_conversation_ask_at_once(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    ask(first, text="Begun.", rate=0)
+    is_over(first)
+    second = visit(first.url, first.context)
+    expect(reply(second)).to_have_text("Begun.")
+    directive = ask(first, "One", tag="one", tokens=120, rate=40)
+    wait_for_text(first, 20)
+    # the second tab knows nothing of that yet: the server tells it, and it shows what the first one asked
+    ask(second, "Two", text="Second.", rate=0)
+    expect(second.locator(".user").filter(has_text="One")).to_be_visible()
+    assert_all_grow([first, second])
+    is_over(first)
+    expect(first.locator(".user").filter(has_text="One")).to_have_count(1)
+    replies = [each["text"] for each in stored(first)["messages"] if each["role"] == "assistant"]
+    assert badmodel.text_of(directive) in replies
+
+
+def test_without_locks_each_tab_follows_by_itself(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    first.context.add_init_script("Object.defineProperty(navigator, 'locks', { value: undefined })")
+    first.reload()
+    directive = ask(first, tag="no locks", tokens=300, rate=40)
+    wait_for_text(first, 20)
+    second = visit(first.url, first.context)
+    assert second.evaluate("navigator.locks") is None
+    assert_all_grow([first, second])
+    first.close()
+    is_over(second)
+    assert_nothing_is_missing(second, directive)

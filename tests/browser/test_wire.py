@@ -34,7 +34,9 @@ def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visi
     directive = ask(page, tag="plug", tokens=200, rate=40)
     wait_for_text(page, 40)
     sent: list[str] = []
-    page.on("request", lambda request: "/events" in request.url and sent.append(request.headers.get("last-event-id", "")))
+    page.on(
+        "request", lambda request: "/events" in request.url and sent.append(request.headers.get("last-event-id", ""))
+    )
     page.keyboard.press("Alt+w")
     expect(lines(page, "POST /conversation")).to_have_count(1)
     wire(page).get_by_role("button", name="Pull the plug").click()
@@ -43,7 +45,9 @@ def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visi
     resume = lines(page, "Resume after event")
     expect(resume).to_have_count(1)
     is_over(page)
-    found = re.search(r"Resume after event (\d+): GET /runs/(run_[\w-]+)/events, Last-Event-ID: (\d+)", resume.text_content() or "")
+    found = re.search(
+        r"Resume after event (\d+): GET /runs/(run_[\w-]+)/events, Last-Event-ID: (\d+)", resume.text_content() or ""
+    )
     assert found is not None
     assert [found[1]] == sent
     expect(lines(page, "End of the reply.")).to_have_count(1)
@@ -69,7 +73,11 @@ def test_the_command_follows_the_same_run(visit: Visit, chat: Server) -> None:
     cookies = "; ".join(f"{cookie['name']}={cookie['value']}" for cookie in page.context.cookies())
     assert "Cookie: …" in text
     answer = subprocess.run(
-        ["bash", "-c", text.replace("Cookie: …", f"Cookie: {cookies}")], capture_output=True, text=True, timeout=60, check=True
+        ["bash", "-c", text.replace("Cookie: …", f"Cookie: {cookies}")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     ).stdout
     is_over(page)
     after = int(re.search(r"Last-Event-ID: (\d+)", text)[1])  # type: ignore[index]
