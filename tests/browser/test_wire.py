@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Request, expect
 
 from tests.conftest import Server
 from tests.server.client import deadline
@@ -34,9 +34,12 @@ def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visi
     directive = ask(page, tag="plug", tokens=200, rate=40)
     wait_for_text(page, 40)
     sent: list[str] = []
-    page.on(
-        "request", lambda request: "/events" in request.url and sent.append(request.headers.get("last-event-id", ""))
-    )
+
+    def note(request: Request) -> None:
+        if "/events" in request.url:
+            sent.append(request.headers.get("last-event-id", ""))
+
+    page.on("request", note)
     page.keyboard.press("Alt+w")
     expect(lines(page, "POST /conversation")).to_have_count(1)
     wire(page).get_by_role("button", name="Pull the plug").click()
@@ -95,7 +98,7 @@ def test_heartbeats_and_what_came_before_are_shown(visit: Visit, chat: Server) -
     page.keyboard.press("Alt+w")
     expect(lines(page, "done")).to_have_count(1)
     expect(lines(page, re.compile(r'delta\s+\{"text":"')).first).to_be_visible()
-    size = int(lines(page, re.compile(r"\bstart\b")).locator(".size").text_content().split()[0])
+    size = int(lines(page, re.compile(r"\bstart\b")).locator(".size").all_text_contents()[0].split()[0])
     assert size > 100
     # another conversation has a wire of its own
     page.get_by_role("link", name="New conversation").click()
