@@ -114,8 +114,7 @@ export class Entry {
         this.end(event);
         break;
     }
-    // Stop is immediate: what is written until the server has heard of it is shown when it has.
-    if (!(this.stopping && this.running)) this.onText?.();
+    this.onText?.();
   }
 
   end(event: TerminalEvent): void {

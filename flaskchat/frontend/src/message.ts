@@ -29,6 +29,8 @@ export class ReplyView {
    */
   update(now: number): boolean {
     const { text, reasoning, running } = this.#entry;
+    // Stop is immediate: what is written until the server has heard of it is shown when it has.
+    if (running && this.#entry.stopping) return true;
     if (running && now < this.#notBefore) return false;
     const old = this.reasoning.data;
     if (reasoning.startsWith(old)) {
