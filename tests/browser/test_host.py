@@ -130,14 +130,15 @@ RUDE = """() => {
   const chat = document.querySelector("flask-chat");
   const root = chat.shadowRoot;
   const at = chat.getBoundingClientRect();
-  const names = ["color", "background-color", "letter-spacing", "word-spacing", "font-family", "font-style", "line-height",
-    "text-transform", "text-align", "text-indent", "white-space", "cursor", "display", "position", "margin-top",
-    "padding-left", "border-top-width", "opacity", "list-style-type", "width", "height"];
+  const names = ["color", "background-color", "letter-spacing", "word-spacing", "font-family", "font-style",
+    "line-height", "text-transform", "text-align", "text-indent", "white-space", "cursor", "display", "position",
+    "margin-top", "padding-left", "border-top-width", "opacity", "list-style-type", "width", "height"];
   return [...root.querySelectorAll("*")].filter((e) => !e.closest("svg, .unseen")).map((e) => {
     const style = getComputedStyle(e);
     const box = e.getBoundingClientRect();
     const place = [box.left - at.left, box.top - at.top].map(Math.round);
-    return [e.localName + "." + e.className, ...place, ...names.map((name) => style.getPropertyValue(name))].join(" | ");
+    const values = names.map((name) => style.getPropertyValue(name));
+    return [e.localName + "." + e.className, ...place, ...values].join(" | ");
   });
 }"""
 
@@ -188,7 +189,7 @@ def test_keys_outside_the_element_are_the_hosts(enter: Visit) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/within"])
-def test_axe_finds_nothing_in_the_hosts_page(browser: Browser, shop: Server, axe: str, path: str) -> None:  # noqa: F811
+def test_axe_finds_nothing_in_the_hosts_page(browser: Browser, shop: Server, axe: str, path: str) -> None:
     context = browser.new_context(bypass_csp=True)
     try:
         page = context.new_page()

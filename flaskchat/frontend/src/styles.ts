@@ -1,7 +1,9 @@
 /** The styles of the shadow root, as constructed stylesheets: a strict `style-src 'self'` allows them. */
 
 import chat from "./chat.css";
+import composer from "./composer.css";
 import { replyStyles } from "./markdown-lazy.ts";
+import side from "./side.css";
 import thread from "./thread.css";
 
 function sheet(css: string): CSSStyleSheet {
@@ -10,4 +12,4 @@ function sheet(css: string): CSSStyleSheet {
   return made;
 }
 
-export const styles = [sheet(chat), sheet(thread), replyStyles];
+export const styles = [sheet(chat), sheet(side), sheet(composer), sheet(thread), replyStyles];
