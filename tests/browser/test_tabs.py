@@ -63,7 +63,7 @@ def assert_all_grow(pages: list[Page], seconds: float = 15) -> None:
 
 def test_ten_tabs_watch_one_reply_over_few_connections(visit: Visit, chat: Server) -> None:
     first = visit(chat.url)
-    directive = ask(first, tag="ten watch", tokens=900, rate=40)
+    directive = ask(first, tag="ten watch", tokens=900, rate=25)
     wait_for_text(first, 20)
     pages = [first, *(visit(first.url, first.context) for _ in range(TABS - 1))]
     assert_all_grow(pages)
@@ -94,6 +94,17 @@ def test_ten_tabs_with_a_reply_each_all_live(visit: Visit, chat: Server) -> None
         page.reload()
         is_over(page)
     assert texts(pages) == followed
+
+
+def test_a_tab_that_is_alone_keeps_the_stream_of_its_question(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
+    ask(page, text="Here I am.", rate=20)
+    is_over(page)
+    expect(reply(page)).to_have_text("Here I am.")
+    assert not [url for url in urls if "/events" in url]
+    assert page.evaluate("navigator.locks.query().then(({held}) => held.length)") == 1
 
 
 def test_when_the_tab_that_holds_the_connections_closes_another_takes_over(visit: Visit, chat: Server) -> None:

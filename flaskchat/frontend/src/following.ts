@@ -95,13 +95,16 @@ export class Following {
     return !others;
   };
 
+  /** Once: the first `pageshow` comes after this tab has begun to count. */
   readonly #arrive = (): void => {
     if (!this.#locks || this.#leave || this.#closed) return;
+    const left = new Promise<void>((leave) => (this.#leave = leave));
     this.#here = new Promise((resolve) => {
-      this.#locks!.request(this.#name, { mode: "shared" }, () => {
+      const here = (): Promise<void> => {
         resolve();
-        return new Promise<void>((leave) => (this.#leave = leave));
-      }).catch(() => resolve());
+        return left;
+      };
+      this.#locks!.request(this.#name, { mode: "shared" }, here).catch(() => resolve());
     });
   };
 
