@@ -74,7 +74,7 @@ export class Thread {
     const words = running ? runningWords(entry) : endWords(entry);
     const trouble = entry.status === "error" || entry.status === "interrupted" || entry.connection?.phase === "waiting";
     const view = this.#actions.view(entry);
-    const thought = timing?.thought ? `Thought for ${span(timing.thought)}` : "Reasoning";
+    const thought = timing && timing.thought !== null ? `Thought for ${timing.thought < 950 ? "a moment" : span(timing.thought)}` : "Reasoning";
     return html`<article class="message reply" part="reply" aria-label="Reply" aria-busy=${running} data-key=${entry.key}>
       <h2 class="unseen">Reply</h2>
       ${entry.reasoning
