@@ -16,7 +16,6 @@ from flaskchat.log.base import Append, LogUnavailable
 from flaskchat.models import Delta
 from flaskchat.readers import Readers
 
-
 T = TypeVar("T")
 
 

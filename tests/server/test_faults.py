@@ -557,10 +557,21 @@ def test_a_fast_python_model_loses_nothing_while_the_database_is_locked(serve: C
     assert text(frames) == "".join(f"{n:06d}".ljust(1023, ".") + "\n" for n in range(1500))
 
 
+def test_the_watch_on_the_hub_sees_what_holds_it(quick: Server) -> None:
+    client = quick.client()
+    for path in ("/hold", "/spin"):
+        connection = client.connect_to(quick.workers()[0])
+        for _ in deadline(10, f"what held it at {path}"):
+            client.request("GET", path, connection=connection).response.read()
+            time.sleep(0.02)
+            if client.request("GET", "/hub", connection=connection).json()["held"] > 0.1:
+                break
+
+
 def test_nothing_holds_the_hub_at_the_start_under_load_or_while_the_database_is_locked(
     serve: Callable[..., Server]
 ) -> None:
-    """The best of three rounds: what is not ours (two cores, other work) does not happen three times."""
+    """The best of three rounds, because other processes share the machine."""
     held: dict[str, float] = {}
 
     def note(name: str, client: Client) -> None:
@@ -572,14 +583,13 @@ def test_nothing_holds_the_hub_at_the_start_under_load_or_while_the_database_is_
         client = server.client()
         assert client.json("/readyz")["status"] == "ready"
         note("the start", client)
-        streams = [client.send("40 20") for _ in range(40)]
+        streams = [client.send("30 20") for _ in range(30)]
         for stream in streams:
             assert stream.rest()[-1].event == "done"
         note("load", client)
-        streams = [client.send("40 20") for _ in range(10)]
+        streams = [client.send("30 20") for _ in range(10)]
         with write_lock(server):
-            refused = client.send("late")
-            assert refused.status == 503
+            assert client.send("late").status == 503
             note("locked", client)
         for stream in streams:
             assert stream.rest()[-1].event == "done"
