@@ -137,6 +137,8 @@ class Offloader:
 def wait_readable(fd: int, timeout: float) -> bool:
     """Wait until `fd` can be read, or its peer has closed it, at most `timeout` seconds.
 
+    Nobody may close `fd` meanwhile: libev ends the process over a watched descriptor that is not open.
+
     :returns: whether it can.
     """
     if cooperative():

@@ -11,7 +11,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from . import tasks
 from .errors import FlaskChatError
@@ -24,7 +23,7 @@ logger = logging.getLogger("flaskchat")
 
 PATIENCE = 60.0
 """Seconds after which a title is not worth having; a model on this machine may first write the reply."""
-LOOK = 0.5
+LOOK = 0.1
 """Seconds between looks at whether a question is still wanted."""
 LONGEST = 80
 QUESTION_CHARS = 2000
@@ -34,11 +33,42 @@ ASK = (
 )
 
 
-class _Question(NamedTuple):
-    conversation_id: str
-    source: Source
-    task: tasks.Task
-    until: float
+class _Question:
+    """One question under way. Its own task closes the source once that is open: a descriptor must not be closed while
+    the hub watches it, which ends the whole process."""
+
+    __slots__ = ("conversation_id", "opened", "source", "task", "until", "wanted")
+
+    def __init__(self, conversation_id: str, source: Source) -> None:
+        self.conversation_id = conversation_id
+        self.source = source
+        self.task: tasks.Task | None = None
+        self.until = time.monotonic() + PATIENCE
+        self.opened = False
+        self.wanted = True
+
+    def drop(self) -> None:
+        self.wanted = False
+        if not self.opened:
+            self.source.close()  # wakes the task where it waits for the head of the answer
+
+    def answer(self) -> str:
+        """The whole answer's text; empty when it was dropped before."""
+        self.source.open()
+        self.opened = True
+        text = ""
+        while self.wanted:
+            for event in self.source.read():
+                if isinstance(event, Delta):
+                    text += event.text
+                elif isinstance(event, Done):
+                    return text
+            fd = self.source.fileno()
+            if fd is None:
+                break
+            if not getattr(self.source, "pending", False):
+                tasks.wait_readable(fd, LOOK)
+        return ""
 
 
 class Titles:
@@ -63,32 +93,31 @@ class Titles:
             return
         turn = Turn("user", ASK + begun.turns[0].text[:QUESTION_CHARS])
         source = provider.source(Request(model=name, turns=[turn], stream=False, owner=begun.owner))
-        task = tasks.spawn(self._ask, feed, source, name="flaskchat-title")
-        self._questions.append(_Question(begun.conversation_id, source, task, time.monotonic() + PATIENCE))
+        question = _Question(begun.conversation_id, source)
+        self._questions.append(question)
+        question.task = tasks.spawn(self._ask, feed, question, name="flaskchat-title")
 
     def drop(self, conversation_id: str) -> None:
         """Ask no more for this conversation's title: a model that serves one request at a time is wanted for better."""
         for question in self._questions:
             if question.conversation_id == conversation_id:
-                question.source.close()
+                question.drop()
 
     def check(self, now: float) -> None:
         """Looked at by the pump: a title that takes too long is not worth having."""
         for question in self._questions:
             if now > question.until:
-                question.source.close()
-        self._questions = [question for question in self._questions if question.task.is_alive()]
+                question.drop()
+        self._questions = [q for q in self._questions if q.task is None or q.task.is_alive()]
 
     def close(self) -> None:
         for question in self._questions:
-            question.source.close()
-            question.task.kill()
-        self._questions.clear()
+            question.drop()
 
-    def _ask(self, feed: Feed, source: Source) -> None:
+    def _ask(self, feed: Feed, question: _Question) -> None:
         begun = feed.begun
         try:
-            title = clean(answer(source))
+            title = clean(question.answer())
             if title and self._store.retitle(begun.conversation_id, begun.title, title):
                 feed.notes.append(Title(title))
                 self._touch(feed)
@@ -97,24 +126,7 @@ class Titles:
         except Exception:
             logger.exception("run %s: asking for a title failed", begun.run_id)
         finally:
-            source.close()
-
-
-def answer(source: Source) -> str:
-    """A whole answer's text. Waits until it is there or the source is closed from elsewhere; empty then."""
-    source.open()
-    text = ""
-    while True:
-        for event in source.read():
-            if isinstance(event, Delta):
-                text += event.text
-            elif isinstance(event, Done):
-                return text
-        fd = source.fileno()
-        if fd is None:
-            return ""
-        if not getattr(source, "pending", False):
-            tasks.wait_readable(fd, LOOK)
+            question.source.close()
 
 
 def visible(text: str) -> str:

@@ -12,9 +12,13 @@ from tests.server.client import Client, deadline
 
 
 @pytest.fixture
-def titled(serve: Callable[..., Server], model: Running) -> Client:
-    settings = {"FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1"}
-    return serve(settings).client()
+def titling(serve: Callable[..., Server], model: Running) -> Server:
+    return serve({"FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1"})
+
+
+@pytest.fixture
+def titled(titling: Server) -> Client:
+    return titling.client()
 
 
 def test_the_model_s_title_takes_the_place_of_the_question_s_first_words(titled: Client) -> None:
@@ -38,17 +42,23 @@ def test_a_title_that_a_person_gave_meanwhile_stays(titled: Client, model: Runni
     assert titled.json(f"/conversations/{conversation}")["title"] == "Mine"
 
 
-def test_a_title_that_takes_long_is_dropped_for_the_next_question(titled: Client, model: Running) -> None:
-    slow = {"tag": "slow-title", "fault": "silent-before-first-token", "hold": 60}
-    stream = titled.send(json.dumps(slow))
-    stream.take(1)
-    for _ in deadline(5, "the reply and the title to be asked for"):
-        if model.stats("slow-title")["live"] == 2:
-            break
-    assert titled.stop(stream.run_id)["state"] == "stopped"
-    for _ in deadline(5, "both connections to be closed"):
-        if model.stats("slow-title")["live"] == 0:
-            break
+@pytest.mark.parametrize("fault", ["silent-before-head", "silent-before-first-token"])
+def test_a_title_that_takes_long_gives_way_to_stop_and_the_worker_lives(
+    titling: Server, model: Running, fault: str
+) -> None:
+    client, workers = titling.client(), titling.workers()
+    for number in range(12):
+        tag = f"{fault}-{number}"
+        stream = client.send(json.dumps({"tag": tag, "fault": fault, "hold": 60}))
+        stream.take(1)
+        for _ in deadline(5, "the reply and the title to be asked for"):
+            if model.stats(tag)["live"] == (2 if fault == "silent-before-first-token" else 1):
+                break
+        assert client.stop(stream.run_id)["state"] == "stopped"
+        for _ in deadline(5, "both connections to be closed"):
+            if model.stats(tag)["live"] == 0:
+                break
+    assert titling.workers() == workers, "a worker died"
 
 
 @pytest.mark.parametrize(
