@@ -12,6 +12,8 @@ const DEEPEST = 20;
 /** Runs of emphasis marks in one text that are looked at; each may cost a search of the whole text. */
 const MARKS = 200;
 const DEEP = new RegExp(`^((?:[ \\t]*(?:>|(?:[-+*]|\\d{1,9}[.)])(?=[ \\t]))){${DEEPEST}})([ \\t>+*.)\\d-]+)`, "gm");
+/** A list's marker so far to the right that it would be as deep. */
+const INDENTED = /^([ \t]{60,})([-+*]|\d{1,9}[.)])(?=[ \t])/gm;
 /** What looks alike and means nothing. */
 const HARMLESS: Record<string, string> = { ">": "›", "-": "‐", "+": "＋", "*": "∗", ".": "․", ")": "﹚" };
 
@@ -149,7 +151,8 @@ function breakOf(text: string): number {
 
 /** Markers of quotes and lists beyond the deepest, made into characters as many that are none. */
 function harmless(text: string): string {
-  return text.replace(DEEP, (_, head: string, rest: string) => head + rest.replace(/[>+*.)-]/g, (mark) => HARMLESS[mark]!));
+  const marks = (_: string, head: string, rest: string): string => head + rest.replace(/[>+*.)-]/g, (mark) => HARMLESS[mark]!);
+  return text.replace(DEEP, marks).replace(INDENTED, marks);
 }
 
 /** The names in brackets that a definition may make links of, as marked writes them. */

@@ -20,7 +20,7 @@ export class Fence {
     const first = text.charCodeAt(offset);
     if (first !== 32 && first !== 96 && first !== 126) return null;
     const line = text.slice(offset, Math.min(end, offset + LONGEST));
-    const match = OPEN.exec(final && !line.includes("\n") ? `${line}\n` : line);
+    const match = OPEN.exec(final && offset + line.length === text.length && !line.includes("\n") ? `${line}\n` : line);
     return match && new Fence(offset, match);
   }
 

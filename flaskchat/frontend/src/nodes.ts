@@ -115,7 +115,16 @@ export class Blocks {
 }
 
 function keyOf(token: Token): string {
-  return `${token.type}\0${"loose" in token ? token.loose : ""}\0${token.raw}`;
+  return `${token.type}\0${"loose" in token ? token.loose : ""}\0${targets(token)}\0${token.raw}`;
+}
+
+/** Where the links in it lead: the same source reads differently once a name is defined. */
+function targets(token: Token): string {
+  // A table's cell has only a text.
+  if (token.type === "code" || !(token.raw ?? (token as Tokens.Generic)["text"]).includes("[")) return "";
+  const { href, tokens, items, header, rows } = token as Tokens.Generic;
+  const inside = [tokens, items, header, ...(rows ?? [])].flatMap((each) => (Array.isArray(each) ? each.map(targets) : []));
+  return `${href ?? ""} ${inside.join("")}`;
 }
 
 type Block = Omit<Shown, "key">;
@@ -270,7 +279,7 @@ function table(token: Tokens.Table): Block {
 }
 
 function cells(row: Tokens.TableCell[]): string {
-  return row.map((cell) => `${cell.align}\0${cell.text}`).join("\0");
+  return row.map((cell) => `${cell.align}\0${targets(cell as never)}\0${cell.text}`).join("\0");
 }
 
 function row(cells: Tokens.TableCell[]): HTMLElement {
@@ -304,7 +313,7 @@ class Inline {
         this.#parent.append((this.#nodes[index] = inline(token, this.#depth)));
       } else if (old.type === "text" && token.type === "text" && !isNested(old) && !isNested(token)) {
         if (old.raw !== token.raw) growText(node as Text, inlineText(token));
-      } else if (old.type !== token.type || old.raw !== token.raw) {
+      } else if (old.type !== token.type || old.raw !== token.raw || targets(old) !== targets(token)) {
         node.replaceWith((this.#nodes[index] = inline(token, this.#depth)));
       }
     });
