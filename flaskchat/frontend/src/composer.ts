@@ -112,7 +112,7 @@ export class Composer {
           : state.models.length > 1
           ? html`<select aria-label="Model" @change=${this.#pick}>
               ${state.models.map(
-                (model) => html`<option value=${model.id} ?selected=${model.id === picked}>${model.label}</option>`,
+                (model) => html`<option value=${model.id} .selected=${model.id === picked}>${model.label}</option>`,
               )}
             </select>`
           : nothing}

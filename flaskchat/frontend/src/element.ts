@@ -325,6 +325,7 @@ export class FlaskChatElement extends LitElement {
   }
 
   #show(id: string | null): void {
+    if (id !== null) this.#session.model = this.model; // what was picked elsewhere is not this conversation's
     this.conversation = id;
     this.#announcement = "";
     void this.#session.open(id);
