@@ -4,6 +4,7 @@
  */
 
 import { html, nothing } from "lit";
+import { live } from "lit/directives/live.js";
 import type { ReactiveControllerHost, TemplateResult } from "lit";
 import { Drafts } from "./drafts.ts";
 import { square, up } from "./icons.ts";
@@ -112,7 +113,7 @@ export class Composer {
           : state.models.length > 1
           ? html`<select aria-label="Model" @change=${this.#pick}>
               ${state.models.map(
-                (model) => html`<option value=${model.id} .selected=${model.id === picked}>${model.label}</option>`,
+                (model) => html`<option value=${model.id} .selected=${live(model.id === picked)}>${model.label}</option>`,
               )}
             </select>`
           : nothing}
