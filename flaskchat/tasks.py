@@ -99,12 +99,14 @@ def _outcome(function: Callable[..., object], args: Any, kwargs: Any) -> tuple[o
 class Offloader:
     """A few native threads for calls that may wait in C (a database lock, a file's sync), so that the hub never does.
 
-    Without gevent the caller's own thread does it. A pool of its own, not the hub's: that one looks up names, and a
-    name server that does not answer would hold the database up.
+    Without gevent the caller's own thread does it, but no more of them at once either: whoever asks for one thread
+    uses something that is not made for two. A pool of its own, not the hub's: that one looks up names, and a name
+    server that does not answer would hold the database up.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._places = threading.BoundedSemaphore(size)
         self._pool: Any = None
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -112,7 +114,8 @@ class Offloader:
         ended, so that what the function uses (a connection, say) is never handed on while a thread is still in it.
         """
         if not cooperative():
-            return function(*args, **kwargs)
+            with self._places:
+                return function(*args, **kwargs)
         if self._pool is None:
             from gevent.threadpool import ThreadPool
 

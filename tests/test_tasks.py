@@ -115,6 +115,29 @@ pool.close()
     )
 
 
+CALLS = """
+{head}
+import threading, time
+pool, inside, most = tasks.Offloader(2), [], []
+def work():
+    inside.append(1)
+    most.append(len(inside))
+    {sleep}(0.02)
+    inside.pop()
+callers = [tasks.spawn(pool.call, work) for _ in range(8)]
+for caller in callers:
+    caller.join(10)
+assert max(most) == 2, most
+assert len(most) == 8
+pool.close()
+"""
+
+
+def test_no_more_calls_are_made_at_once_than_there_are_places() -> None:
+    on_greenlets(CALLS.format(head="", sleep='monkey.get_original("time", "sleep")'))
+    exec(CALLS.format(head="from flaskchat import tasks", sleep="time.sleep"), {})
+
+
 WAITER = """
 {head}
 waiter, order = tasks.waiter(), []
