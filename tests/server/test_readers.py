@@ -147,13 +147,13 @@ def memory(pid: int) -> int:
 
 
 def test_clients_that_do_not_read_are_cut_off_and_slow_nobody(shared: Server) -> None:
-    """A run of 6 MB, six clients that read nothing of it, and one that reads all."""
+    """A run of 4 MB, six clients that read nothing of it, and one that reads all."""
     client = shared.client()
     client.json("/conversations")
     client_id = uuid.uuid4().hex
-    body = {"message": {"id": client_id, "text": "6000 3000"}}
+    body = {"message": {"id": client_id, "text": "4000 3000"}}
     stalled = [raw_request(shared, client, "POST", "/conversation", body)]
-    stream = client.send("6000 3000", client_id=client_id)
+    stream = client.send("4000 3000", client_id=client_id)
     stalled += [raw_request(shared, client, "GET", f"/runs/{stream.run_id}/events") for _ in range(5)]
     before = {pid: memory(pid) for pid in shared.workers()}
     began = time.monotonic()
@@ -161,9 +161,9 @@ def test_clients_that_do_not_read_are_cut_off_and_slow_nobody(shared: Server) ->
     for frame in stream:
         assert frame
         most = max(most, *(memory(pid) - before[pid] for pid in before))
-    assert text(stream.frames) == lines(6000)
+    assert text(stream.frames) == lines(4000)
     took = time.monotonic() - began
-    print(f"{took:.1f} s for 6 MB; {most >> 20} MiB more memory at most")
+    print(f"{took:.1f} s for 4 MB; {most >> 20} MiB more memory at most")
     assert most < 60 << 20
     for _ in deadline(5, "the stalled clients' places to be free"):
         if sum(streams_open(client, pid) for pid in shared.workers()) == 0:
@@ -174,7 +174,7 @@ def test_clients_that_do_not_read_are_cut_off_and_slow_nobody(shared: Server) ->
 
 def test_a_client_that_does_not_read_a_finished_run_is_cut_off_too(shared: Server) -> None:
     client = shared.client()
-    stream = client.send("16000 0")
+    stream = client.send("9000 0")
     stream.rest()
     stalled = [raw_request(shared, client, "GET", f"/runs/{stream.run_id}/events") for _ in range(3)]
     for _ in deadline(5, "the stalled clients to be counted"):
