@@ -557,6 +557,32 @@ def test_a_fast_python_model_loses_nothing_while_the_database_is_locked(serve: C
     assert text(frames) == "".join(f"{n:06d}".ljust(1023, ".") + "\n" for n in range(1500))
 
 
+def test_a_full_disk_loses_nothing_and_the_replies_go_on_when_there_is_room(serve: Callable[..., Server]) -> None:
+    server = serve({"FLASKCHAT_MODEL": "count"}, app=APP)
+    client = server.client()
+    stream = client.send("200 50")
+    stream.take(20)
+    unlimited = psutil.Process(server.workers()[0]).rlimit(psutil.RLIMIT_FSIZE)
+    wal = database(server).with_name("flaskchat.sqlite3-wal")
+    for pid in server.workers():  # every write past the end of what there is fails
+        psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, (wal.stat().st_size, unlimited[1]))
+    try:
+        for _ in deadline(10, "the workers to notice"):
+            if "the log cannot be used" in server.log():
+                break
+        refused = client.send("5 0")
+        assert (refused.status, "Retry-After" in refused.headers) == (503, True)
+        assert client.get("/healthz").status == 200
+        assert client.json(f"/conversations/{start_of(stream)['conversation_id']}")["running"]
+    finally:
+        for pid in server.workers():
+            psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, unlimited)
+    frames = everything(stream)
+    assert_whole(client, stream, frames, "done")
+    assert text(frames) == "".join(f"word{n} ü€😀 " for n in range(200))
+    assert client.send("5 0").rest()[-1].event == "done"
+
+
 def test_the_watch_on_the_hub_sees_what_holds_it(quick: Server) -> None:
     client = quick.client()
     for path in ("/hold", "/spin"):
