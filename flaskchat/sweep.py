@@ -170,7 +170,9 @@ def past_of(c: Connection, run_ids: list[str]) -> dict[str, list[bytes]]:
         for entry in decode_row(version, data):
             if type(entry) is Append and entry.run_id in past:
                 frames = past[entry.run_id]
-                frames.extend(entry.frames[max(len(frames) + 1 - entry.seq, 0) :])
+                skip = len(frames) + 1 - entry.seq
+                if skip >= 0:  # else a damaged row lies between: what comes after it has no place any more
+                    frames.extend(entry.frames[skip:])
     return past
 
 

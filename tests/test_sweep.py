@@ -15,7 +15,7 @@ from flaskchat.errors import Unavailable
 from flaskchat.log.base import Append
 from flaskchat.models import Delta
 from flaskchat.store.base import Fenced
-from flaskchat.store.schema import workers
+from flaskchat.store.schema import journal, workers
 from tests.rooms import Rooms, worker_rooms
 from tests.server.client import seqs, text
 
@@ -110,6 +110,23 @@ def test_an_orphan_without_events_gets_its_start_and_its_end(two: tuple[Rooms, R
     assert [frame.event for frame in frames] == ["start", "interrupted"]
     assert begun.run_id.encode() in frames[0].data
     assert (lost.state(begun), lost.text(begun)) == ("interrupted", "")
+
+
+def test_an_orphan_keeps_what_came_before_a_damaged_row(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    damaged, sound = lost.begin(), lost.begin()
+    lost.append(damaged, "Hel")
+    lost.append(damaged, "lo ")
+    lost.append(damaged, "you")
+    lost.append(sound, "fine")
+    second = sa.update(journal).where(journal.c.id == lost.journal_ids()[1]).values(data=b"\xff no message pack")
+    lost.database.write(lambda c: c.execute(second))
+    count_out(other)
+    frames = other.frames(damaged)
+    assert seqs(frames) == [1, 2, 3]
+    assert [frame.event for frame in frames] == ["start", "delta", "interrupted"]
+    assert lost.text(damaged) == "Hel"
+    assert (lost.state(sound), lost.text(sound)) == ("interrupted", "fine")
 
 
 def test_followers_read_the_end_of_an_orphan_in_the_log(two: tuple[Rooms, Rooms]) -> None:
