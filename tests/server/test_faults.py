@@ -1,4 +1,4 @@
-"""Workers stopped, killed or told to leave, models and databases that fail: every run ends once, with its text."""
+"""Workers stopped, killed or told to leave, databases locked and disks full: every run ends once, with its text."""
 
 from __future__ import annotations
 
@@ -7,92 +7,34 @@ import json
 import os
 import signal
 import socket
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import psutil
-import pytest
 
 from flaskchat import sse
 from tests.conftest import Server
-from tests.server.badmodel import Running, text_of
-from tests.server.client import TERMINAL, Client, Stream, deadline, seqs, text
+from tests.server.checks import (
+    FAULTY,
+    assert_whole,
+    database,
+    everything,
+    follow_to_the_end,
+    rows,
+    start_of,
+    write_lock,
+)  # fmt: skip
+from tests.server.client import Client, deadline, seqs, text
 
-APP = "tests.server.faulty:app"
 SOON = {"TEST_SWEEP_ROUND": "0.6"}
-
-
-def start_of(stream: Stream) -> dict[str, Any]:
-    return dict(json.loads(stream.frames[0].data))
-
-
-def everything(stream: Stream) -> list[sse.Frame]:
-    """What was read already, and the rest."""
-    stream.rest()
-    return list(stream.frames)
-
-
-def follow_to_the_end(client: Client, stream: Stream, frames: list[sse.Frame], seconds: float = 15) -> list[sse.Frame]:
-    """Come back with the last id until the terminal event, as a browser does; any status but 200 would end one."""
-    for _ in deadline(seconds, "the terminal event"):
-        if frames and frames[-1].event in TERMINAL:
-            return frames
-        try:
-            again = client.follow(stream.run_id, frames[-1].id if frames else None)
-            assert again.status == 200, again.status
-            frames = frames + again.rest()
-        except OSError:
-            continue
-    raise AssertionError
-
-
-def assert_whole(client: Client, stream: Stream, frames: list[sse.Frame], state: str) -> None:
-    """One terminal event, no seq missing or twice, and the store says the same."""
-    assert seqs(frames) == list(range(1, len(frames) + 1))
-    assert [frame.event for frame in frames if frame.event in TERMINAL] == [state]
-    start = json.loads(frames[0].data)
-    message = client.message(start["conversation_id"], start["message_id"])
-    assert (message["status"], message["text"]) == (state, text(frames))
-
-
-@contextlib.contextmanager
-def write_lock(server: Server) -> Iterator[None]:
-    """Hold SQLite's write lock in another process."""
-    code = (
-        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE');"
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(database(server))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    try:
-        yield
-    finally:
-        process.communicate()
-
-
-def database(server: Server) -> Path:
-    return server.folder / "instance" / "flaskchat.sqlite3"
-
-
-def rows(server: Server, statement: str, *values: object) -> list[Any]:
-    with contextlib.closing(sqlite3.connect(database(server))) as connection:
-        return connection.execute(statement, values).fetchall()
 
 
 # -- a worker that is held up, and whose lease is taken over ---------------------------------------------------------
 
 
 def test_a_worker_that_was_stopped_for_too_long_is_fenced_and_starts_anew(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "0.5", **SOON}, app=APP)
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "0.5", **SOON}, app=FAULTY)
     client = server.client()
     streams = [client.send("4000 30")]
     while len({stream.worker for stream in streams}) < 2:
@@ -150,7 +92,7 @@ def test_a_worker_that_was_stopped_for_too_long_is_fenced_and_starts_anew(serve:
 
 
 def test_after_a_kill_of_everything_a_new_start_ends_every_run_with_what_was_seen(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "0.5", **SOON}, app=APP)
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "0.5", **SOON}, app=FAULTY)
     client = server.client()
     streams = [client.send("4000 40") for _ in range(6)]
     seen = [stream.take(8) for stream in streams]
@@ -163,7 +105,7 @@ def test_after_a_kill_of_everything_a_new_start_ends_every_run_with_what_was_see
         with contextlib.suppress(Exception):
             stream.rest()
         frames[:] = stream.frames
-    again = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "0.5", **SOON}, app=APP)
+    again = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "0.5", **SOON}, app=FAULTY)
     visitor = again.client()
     visitor.cookie = client.cookie
     for stream, frames in zip(streams, seen, strict=True):
@@ -185,7 +127,7 @@ def test_after_a_kill_of_everything_a_new_start_ends_every_run_with_what_was_see
 
 
 def test_a_run_longer_than_the_drain_is_interrupted_with_its_text(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "1"}, app=APP)
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "1"}, app=FAULTY)
     client = server.client()
     stream = client.send("2000 40")
     stream.take(5)
@@ -201,7 +143,7 @@ def test_a_run_longer_than_the_drain_is_interrupted_with_its_text(serve: Callabl
 
 
 def test_a_leaving_worker_takes_no_question_and_still_answers_followers_and_stop(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "4"}, app=APP, args=["--keep-alive", "10"])
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "4"}, app=FAULTY, args=["--keep-alive", "10"])
     client = server.client()
     stream = client.send("3000 40")
     stream.take(5)
@@ -250,7 +192,7 @@ class Reading:
 
 
 def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "2"}, app=APP, args=["--graceful-timeout", "15"])
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "2"}, app=FAULTY, args=["--graceful-timeout", "15"])
     client = server.client()
     long = client.send("4000 40")
     long.take(2)
@@ -291,7 +233,7 @@ def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(s
 
 
 def test_a_reload_moves_readers_to_the_new_workers_without_an_error(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "5"}, app=APP)
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "5"}, app=FAULTY)
     client = server.client()
     old = set(server.workers())
     streams = [client.send("120 40") for _ in range(4)]
@@ -310,237 +252,12 @@ def test_a_reload_moves_readers_to_the_new_workers_without_an_error(serve: Calla
     assert "Traceback" not in server.log()
 
 
-# -- models ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory, model: Running) -> Iterator[Server]:
-    """Two workers with short deadlines and the misbehaving model."""
-    settings = {
-        "FLASKCHAT_MODEL": "openai:fake",
-        "FLASKCHAT_OPENAI_BASE_URL": model.base_url,
-        "FLASKCHAT_TITLES": "no",
-        "FLASKCHAT_CONNECT_TIMEOUT": "0.5",
-        "FLASKCHAT_FIRST_BYTE_TIMEOUT": "1.2",
-        "FLASKCHAT_GAP_TIMEOUT": "0.8",
-        "FLASKCHAT_RUN_TIMEOUT": "3",
-        "FLASKCHAT_RETRIES": "1",
-        "FLASKCHAT_MAX_REPLY_BYTES": "20000",
-        "FLASKCHAT_DRAIN": "1",
-    }
-    server = Server(tmp_path_factory.mktemp("quick"), settings, workers=2, kind="gevent", app=APP, args=[])
-    yield server
-    server.close()
-    print(server.log())
-
-
-def ask(client: Client, **directive: Any) -> tuple[dict[str, Any], Stream]:
-    directive.setdefault("tag", uuid.uuid4().hex)
-    return directive, client.send(json.dumps(directive))
-
-
-def error_of(frames: list[sse.Frame]) -> str:
-    assert frames[-1].event == "error", frames[-1]
-    return str(json.loads(frames[-1].data)["code"])
-
-
-@pytest.mark.parametrize(
-    ("directive", "code", "at_least", "at_most"),
-    [
-        ({"fault": "silent-before-head", "hold": 60}, "model_timeout", 1.0, 2.5),
-        ({"fault": "silent-before-first-token", "hold": 60}, "model_timeout", 1.0, 2.5),
-        ({"tokens": 20, "fault": "stall", "after": 5, "hold": 60}, "model_timeout", 0.7, 2.2),
-        ({"tokens": 2000, "rate": 20}, "model_timeout", 2.9, 4.5),
-        ({"fault": "503"}, "model_busy", 0.1, 3.0),
-        ({"fault": "429", "retry_after": 30}, "model_busy", 0.0, 1.0),
-        ({"fault": "401"}, "model_refused", 0.0, 1.0),
-    ],
-    ids=["head", "first byte", "gap", "whole run", "busy", "busy for longer than we wait", "refused"],
-)
-def test_a_model_gets_so_much_time_and_so_many_attempts(
-    quick: Server, model: Running, directive: dict[str, Any], code: str, at_least: float, at_most: float
-) -> None:
-    client = quick.client()
-    began = time.monotonic()
-    directive, stream = ask(client, **directive)
-    frames = stream.rest()
-    took = time.monotonic() - began
-    assert error_of(frames) == code
-    assert at_least < took < at_most, took
-    assert_whole(client, stream, frames, "error")
-    assert text_of({"tokens": 20, **directive}).startswith(text(frames))
-    for _ in deadline(2, "the model's connection to be closed"):
-        stats = model.stats(directive["tag"])
-        if stats["live"] == 0:
-            break
-    assert stats["posts"] == (2 if directive.get("fault") == "503" else 1)
-
-
-def test_a_python_model_that_never_speaks_is_given_up(quick: Server) -> None:
-    client = quick.client()
-    stream = client.send("x", model="mute")
-    frames = stream.rest()
-    assert error_of(frames) == "model_timeout"
-    assert_whole(client, stream, frames, "error")
-
-
-def test_a_server_that_accepts_no_connection_is_given_up(serve: Callable[..., Server]) -> None:
-    with contextlib.ExitStack() as stack:
-        hole = stack.enter_context(socket.socket())
-        hole.bind(("127.0.0.1", 0))
-        hole.listen(0)
-        for _ in range(3):  # what its backlog takes, and more: the next SYN gets no answer
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(hole.getsockname())
-        server = serve(
-            {
-                "FLASKCHAT_MODEL": "openai:fake",
-                "FLASKCHAT_OPENAI_BASE_URL": f"http://127.0.0.1:{hole.getsockname()[1]}/v1",
-                "FLASKCHAT_CONNECT_TIMEOUT": "0.4", "FLASKCHAT_RETRIES": "1", "FLASKCHAT_FIRST_BYTE_TIMEOUT": "5",
-            },
-            workers=1, app=APP,
-        )  # fmt: skip
-        client = server.client()
-        began = time.monotonic()
-        stream = client.send("x")
-        frames = stream.rest()
-        assert error_of(frames) == "model_unreachable"
-        assert 0.8 < time.monotonic() - began < 3, "two attempts of 0.4 s and a pause"
-        assert_whole(client, stream, frames, "error")
-        second = client.send("y")
-        second.take(1)
-        stopped = client.stop(second.run_id)
-        assert stopped["state"] == "stopped"
-        assert stopped["upstream_closed_ms"] < 300
-
-
-def test_a_reply_ends_at_its_largest_size_and_the_model_is_let_go(quick: Server, model: Running) -> None:
-    client = quick.client()
-    words = "Größe €😀 " * 2000
-    directive, stream = ask(client, text=words, size=50)
-    frames = stream.rest()
-    assert error_of(frames) == "reply_too_long"
-    assert_whole(client, stream, frames, "error")
-    assert words.startswith(text(frames))
-    assert 19_990 < len(text(frames).encode()) <= 20_000
-    for _ in deadline(2, "the model's connection to be closed"):
-        if model.stats(directive["tag"])["live"] == 0:
-            break
-
-
-@pytest.mark.parametrize(
-    ("name", "state", "said"),
-    [
-        ("raises", "error", "Before "),
-        ("number", "error", "One "),
-        ("none", "error", ""),
-        ("empty", "done", ""),
-        ("exits", "error", "Before "),
-        ("expires", "error", "Before "),
-        ("odd", "done", "a\ufffdb\ufffd\ufffd\r\ndata: forged\n\nid: 99\n\u2028\u0085"),
-    ],
-)
-def test_a_python_model_that_misbehaves_ends_its_own_run(quick: Server, name: str, state: str, said: str) -> None:
-    client = quick.client()
-    before = set(quick.workers())
-    stream = client.send("x", model=name)
-    frames = stream.rest()
-    assert frames[-1].event == state
-    if state == "error":
-        assert error_of(frames) == "model_raised"
-    spoken = text(frames)
-    assert spoken.replace("😀", "\ufffd\ufffd") == said, "the halves of a pair may meet in one tick"
-    assert_whole(client, stream, frames, state)
-    assert set(quick.workers()) == before
-
-
-def test_a_python_model_that_yields_ten_megabytes_at_once_is_cut(quick: Server) -> None:
-    client = quick.client()
-    stream = client.send(str(10 << 20), model="huge")
-    frames = stream.rest()
-    assert error_of(frames) == "reply_too_long"
-    assert len(text(frames)) == 20_000
-    assert_whole(client, stream, frames, "error")
-
-
-def test_stop_runs_the_finally_of_a_sleeping_python_model(quick: Server) -> None:
-    client = quick.client()
-    marker = uuid.uuid4().hex
-    stream = client.send(marker, model="sleeps")
-    stream.take(2)
-    stopped = client.stop(stream.run_id)
-    assert (stopped["state"], stopped["upstream_closed_ms"] < 300) == ("stopped", True)
-    for _ in deadline(2, "its finally"):
-        if (quick.folder / marker).exists():
-            break
-    assert stream.rest()[-1].event == "stopped"
-
-
-def test_stop_does_not_wait_for_a_python_model_that_will_not_end(quick: Server) -> None:
-    client = quick.client()
-    stream = client.send("x", model="stubborn")
-    stream.take(2)
-    began = time.monotonic()
-    assert client.stop(stream.run_id)["state"] == "stopped"
-    assert time.monotonic() - began < 1
-    frames = everything(stream)
-    assert_whole(client, stream, frames, "stopped")
-
-
-# -- conversations over HTTP -----------------------------------------------------------------------------------------
-
-
-def test_a_stopped_reply_goes_on_in_the_same_message(quick: Server) -> None:
-    client = quick.client()
-    stream = client.send("1000 40", model="count")
-    stream.take(4)
-    assert client.stop(stream.run_id)["state"] == "stopped"
-    start = start_of(stream)
-    before = client.message(start["conversation_id"], start["message_id"])["text"]
-    body = {"action": "continue", "message_id": start["message_id"], "request_id": uuid.uuid4().hex, "model": "empty"}
-    further = client.request("POST", "/conversation", body)
-    frames = further.rest()
-    assert json.loads(frames[0].data)["message_id"] == start["message_id"]
-    assert further.run_id != stream.run_id
-    message = client.message(start["conversation_id"], start["message_id"])
-    assert (message["status"], message["text"]) == ("done", before)
-    again = client.request("POST", "/conversation", {**body, "request_id": uuid.uuid4().hex})
-    assert (again.status, again.json()["code"]) == (422, "invalid")
-
-
-def test_two_tabs_that_send_at_once_at_one_fork_get_one_reply_and_one_409(quick: Server) -> None:
-    client = quick.client()
-    first = client.send("3 0", model="count")
-    first.rest()
-    start = start_of(first)
-    body = {"conversation_id": start["conversation_id"], "parent_id": start["message_id"], "model": "sleeps"}
-    barrier = threading.Barrier(2)
-    found: list[Stream] = []
-
-    def tab(name: str) -> None:
-        barrier.wait()
-        found.append(client.send(name, **body))
-
-    tabs = [threading.Thread(target=tab, args=(uuid.uuid4().hex,)) for _ in range(2)]
-    for thread in tabs:
-        thread.start()
-    for thread in tabs:
-        thread.join()
-    winner, loser = sorted(found, key=lambda stream: stream.status)
-    assert (winner.status, loser.status) == (200, 409)
-    problem = loser.json()
-    assert (problem["code"], problem["run_id"]) == ("run_in_progress", winner.run_id)
-    assert client.stop(winner.run_id)["state"] == "stopped"
-    winner.rest()
-
-
 # -- the database ----------------------------------------------------------------------------------------------------
 
 
 def test_a_fast_python_model_loses_nothing_while_the_database_is_locked(serve: Callable[..., Server]) -> None:
     """More comes than may wait for the log: the model waits, and goes on by itself."""
-    server = serve({"FLASKCHAT_MODEL": "lines", "FLASKCHAT_GAP_TIMEOUT": "4"}, app=APP)
+    server = serve({"FLASKCHAT_MODEL": "lines", "FLASKCHAT_GAP_TIMEOUT": "4"}, app=FAULTY)
     client = server.client()
     stream = client.send("1500 700")
     stream.take(3)
@@ -558,7 +275,7 @@ def test_a_fast_python_model_loses_nothing_while_the_database_is_locked(serve: C
 
 
 def test_a_full_disk_loses_nothing_and_the_replies_go_on_when_there_is_room(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count"}, app=APP)
+    server = serve({"FLASKCHAT_MODEL": "count"}, app=FAULTY)
     client = server.client()
     stream = client.send("200 50")
     stream.take(20)
@@ -583,14 +300,13 @@ def test_a_full_disk_loses_nothing_and_the_replies_go_on_when_there_is_room(serv
     assert client.send("5 0").rest()[-1].event == "done"
 
 
-def test_the_watch_on_the_hub_sees_what_holds_it(quick: Server) -> None:
-    client = quick.client()
+def test_the_watch_on_the_hub_sees_what_holds_it(serve: Callable[..., Server]) -> None:
+    client = serve(workers=1, app=FAULTY).client()
     for path in ("/hold", "/spin"):
-        connection = client.connect_to(quick.workers()[0])
         for _ in deadline(10, f"what held it at {path}"):
-            client.request("GET", path, connection=connection).response.read()
+            client.get(path).response.read()
             time.sleep(0.02)
-            if client.request("GET", "/hub", connection=connection).json()["held"] > 0.1:
+            if client.json("/hub")["held"] > 0.1:
                 break
 
 
@@ -605,7 +321,7 @@ def test_nothing_holds_the_hub_at_the_start_under_load_or_while_the_database_is_
 
     for _ in range(3):
         settings = {"FLASKCHAT_MODEL": "count", "FLASKCHAT_DATABASE_TIMEOUT": "0.5", "FLASKCHAT_DRAIN": "0.1"}
-        server = serve(settings, workers=1, app=APP)
+        server = serve(settings, workers=1, app=FAULTY)
         client = server.client()
         assert client.json("/readyz")["status"] == "ready"
         note("the start", client)
