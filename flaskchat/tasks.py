@@ -180,20 +180,19 @@ class _ThreadWaiter:
 class _GreenletWaiter:
     """A switch into the hub and back: no timer, no queue, no lock. Only for greenlets of one hub."""
 
-    __slots__ = ("_greenlet", "_hub", "_rung")
+    __slots__ = ("_current", "_greenlet", "_hub", "_rung")
 
     def __init__(self) -> None:
         import gevent
 
+        self._current = gevent.getcurrent
         self._hub = gevent.get_hub()
         self._greenlet: Any = None
         self._rung = False
 
     def wait(self) -> None:
         if not self._rung:
-            import gevent
-
-            self._greenlet = gevent.getcurrent()
+            self._greenlet = self._current()
             try:
                 while not self._rung:
                     self._hub.switch()

@@ -337,17 +337,6 @@ def test_the_end_is_followed_only_while_the_reader_is_there(visit: Visit, chat: 
     is_over(page)
 
 
-def test_the_reader_picks_a_model(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    page.get_by_label("Model").select_option("count")
-    page.get_by_label("Your message").fill("3 0")
-    page.get_by_role("button", name="Send").click()
-    is_over(page)
-    expect(reply(page)).to_have_text(re.compile("word0.*word1.*word2"))
-    page.reload()
-    expect(page.get_by_label("Model")).to_have_value("count")
-
-
 def test_a_worker_that_dies_leaves_words_and_the_next_question_works(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ask(page, tag="dies", tokens=2000, rate=40)
@@ -406,15 +395,3 @@ def test_the_widget_works_in_a_hosts_page(visit: Visit, serve: Callable[..., Ser
     expect(page.locator(".side li a")).to_have_attribute("href", re.compile(r"^/chat/c/c_"))
     page.keyboard.press("Escape")
     expect(page.locator(".side")).to_be_hidden()
-
-
-def test_a_model_picked_for_one_conversation_is_not_asked_in_another(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    ask(page, "First question", text="First reply", rate=0)
-    is_over(page)
-    before = page.get_by_label("Model").input_value()
-    page.get_by_role("link", name="New conversation").click()
-    page.get_by_label("Model").select_option("count")
-    page.locator(".side li a").first.click()
-    expect(reply(page)).to_have_text("First reply")
-    expect(page.get_by_label("Model")).to_have_value(before)
