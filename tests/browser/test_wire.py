@@ -118,12 +118,12 @@ def test_the_list_is_bounded_and_stays_where_it_is_read(visit: Visit, chat: Serv
     wait_for_text(page, 300)
     at_end = "e => e.scrollHeight - e.scrollTop - e.clientHeight < 30"
     box = wire(page).locator(".wire-list")
-    for _ in deadline(5, "the list at its end"):
+    for _ in deadline(20, "the list at its end"):
         if box.evaluate(at_end):
             break
     box.hover()
     page.mouse.wheel(0, -200)
-    for _ in deadline(5, "the list away from its end"):
+    for _ in deadline(20, "the list away from its end"):
         if not box.evaluate(at_end):
             break
     top = box.evaluate("e => e.scrollTop")

@@ -167,7 +167,8 @@ def test_stop_through_the_other_worker_closes_the_model_within_300_ms(
         if closed_at:
             break
     assert closed_at[0] - asked_at < 0.3, moment
-    assert answer["upstream_closed_ms"] == pytest.approx((closed_at[0] - asked_at) * 1000, abs=100)
+    # Counted from the request's arrival, so it is no longer than what was seen from here.
+    assert 0 <= answer["upstream_closed_ms"] <= (closed_at[0] - asked_at) * 1000 + 50
     frames = seen + stream.rest()
     assert frames[-1].event == "stopped"
     start = json.loads(frames[0].data)
