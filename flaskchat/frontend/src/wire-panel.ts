@@ -60,6 +60,8 @@ export class WirePanel {
   #say = "";
   /** Whether the end of the list is kept in sight: until its reader goes up or takes hold of something. */
   #following = true;
+  /** Where the list last was, so that a scroll of its reader's downwards is told from the echo of one of ours. */
+  #top = 0;
 
   constructor(context: WireContext) {
     this.#context = context;
@@ -75,8 +77,9 @@ export class WirePanel {
     Object.assign(this.#list, { className: "wire-list", tabIndex: 0 });
     this.#list.setAttribute("role", "group");
     this.#list.setAttribute("aria-label", "Frames, as they came");
-    this.#list.addEventListener("scroll", () => (this.#following ||= this.#atEnd), { passive: true });
-    this.#list.addEventListener("wheel", (event) => event.deltaY < 0 && (this.#following = false), { passive: true });
+    this.#list.addEventListener("scroll", this.#scrolled, { passive: true });
+    const up = ({ deltaY }: WheelEvent) => deltaY < 0 && this.#list.scrollTop > 0 && (this.#following = false);
+    this.#list.addEventListener("wheel", up, { passive: true });
     this.#list.addEventListener("pointerdown", () => (this.#following = false));
     this.#list.addEventListener("keydown", ({ key }) => {
       if (["ArrowUp", "PageUp", "Home"].includes(key)) this.#following = false;
@@ -211,9 +214,17 @@ export class WirePanel {
     render(this.#footer(), this.#foot);
     if (this.#following) {
       list.scrollTop = list.scrollHeight;
+      this.#top = list.scrollTop;
       // A block that comes into sight may be higher than was thought.
       if (fresh || !this.#atEnd) this.#schedule();
     }
+  };
+
+  /** Whoever comes back down to the end is followed again. */
+  readonly #scrolled = (): void => {
+    const { scrollTop } = this.#list;
+    if (scrollTop > this.#top && this.#atEnd) this.#following = true;
+    this.#top = scrollTop;
   };
 
   get #atEnd(): boolean {

@@ -54,7 +54,8 @@ export class WirePlace {
     host.requestUpdate();
     await host.updateComplete;
     this.#panel.open();
-    this.#panel.focus();
+    // Whoever is writing goes on writing: the panel was loaded meanwhile, and is there to be watched.
+    if (!host.renderRoot.activeElement?.matches("textarea, input")) this.#panel.focus();
   };
 
   close(): void {
