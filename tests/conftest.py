@@ -20,6 +20,18 @@ from tests.server.client import Client
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="Faults and races in full: hundreds of seeds and minutes of load."
+    )
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests that have a long form take it (`tests/run --long`); otherwise each takes seconds."""
+    return bool(request.config.getoption("--long"))
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
