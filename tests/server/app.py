@@ -3,6 +3,7 @@
 Settings come from the environment. Every answer says which process gave it, so that a test can choose its worker.
 """
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -47,6 +48,15 @@ def raises(request: Request) -> Iterator[str]:
 def plain() -> str:
     """A route of the host's own."""
     return "plain"
+
+
+@app.get("/gauge")
+def gauge() -> dict[str, int]:
+    """What this worker holds, beside what can be seen from outside."""
+    import greenlet  # not where the application runs on threads
+
+    gc.collect()
+    return {"greenlets": sum(isinstance(o, greenlet.greenlet) and not o.dead for o in gc.get_objects())}
 
 
 @app.after_request

@@ -3,7 +3,7 @@
     python tests/server/badmodel.py --port 0        the first line it prints is its port
 
 It speaks `/v1/chat/completions`, `/v1/messages`, `/v1/models`, and tells at `GET /stats` what it saw. How it answers is
-said by a JSON object anywhere in the last user message, or by the model's name as `key=value,key=value`:
+said by a JSON object anywhere in the newest user message with one, or by the model's name as `key=value,key=value`:
 
     {"tag": "t1", "tokens": 50, "rate": 20, "fault": "reset", "after": 5}
 
@@ -105,9 +105,10 @@ def directive_of(body: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
                 value = json.loads(value)
             found[key] = value
     texts = [message["content"] for message in body.get("messages", ()) if message.get("role") == "user"]
-    if texts and isinstance(texts[-1], str) and "{" in texts[-1]:
+    newest = next((text for text in reversed(texts) if isinstance(text, str) and "{" in text), None)
+    if newest is not None:  # not always the last: a reply that is continued is asked for in other words
         with contextlib.suppress(ValueError):
-            found.update(json.JSONDecoder().raw_decode(texts[-1], texts[-1].index("{"))[0])
+            found.update(json.JSONDecoder().raw_decode(newest, newest.index("{"))[0])
     found["fault"] = str(found["fault"]) if found.get("fault") is not None else None
     if found["fault"] not in (None, *FAULTS):
         raise ValueError(f"no such fault: {found['fault']}")
@@ -267,7 +268,7 @@ class Server:
 
 
 def _counters() -> dict[str, Any]:
-    return {"posts": 0, "live": 0, "finished": 0, "faults": 0, "aborted": 0, "tokens": 0, "closed_at": []}
+    return {"posts": 0, "begun": 0, "live": 0, "finished": 0, "faults": 0, "aborted": 0, "tokens": 0, "closed_at": []}
 
 
 async def answer(writer: asyncio.StreamWriter, status: int, body: Any, **headers: str) -> None:
@@ -303,6 +304,7 @@ class Reply:
         fault, dialect = self.fault, self.dialect
         if fault in STATUSES and self.counters["posts"] <= int(self.directive.get("times", 1 << 30)):
             return await self.refuse(int(fault))
+        self.counters["begun"] += 1  # generations: what was refused before may be asked again
         if fault == "silent-before-head":
             await self.silence()
         if fault == "html200":
