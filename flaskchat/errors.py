@@ -8,7 +8,8 @@
     └── ModelError                  the model failed; becomes the run's `error` event
         ├── ModelUnreachable  ModelRefused  ModelBusy  ModelTimeout
         ├── ModelClosedEarly  ModelProtocolError  ModelFailed
-        └── ModelRaised             a Python model raised
+        ├── ModelRaised             a Python model raised
+        └── ReplyNotKept  ReplyTooLong
 
 `message` is for the user, in plain words, and never holds what a model's server said; `detail` of a ModelError is
 for the operator's log.
@@ -200,6 +201,13 @@ class ModelFailed(ModelError):
 class ModelRaised(ModelError):
     code = "model_raised"
     message = "The model's code failed. What it had written is kept."
+
+
+class ReplyNotKept(ModelError):
+    """Nobody is sent what is not in the log, so a log that stays unusable ends the reply. No fault of the model's."""
+
+    code = "log_unavailable"
+    message = "The reply could not be stored any further. What had come by then is kept."
 
 
 class ReplyTooLong(ModelError):

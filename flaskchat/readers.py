@@ -157,13 +157,13 @@ class Readers:
         if self.leaving:
             raise Unavailable("This worker is leaving; try again.", code="draining", retry_after=1)
         self._check_places()
+        since = self.pump.unavailable_since
+        if since is not None and time.monotonic() - since > 1.0:
+            raise Unavailable("Replies cannot be kept at the moment.", code="log_unavailable", retry_after=2)
 
     def _check_places(self) -> None:
         if len(self._open) + self._places >= self.capacity:
             raise Unavailable("All streams of this worker are taken.", code="full", retry_after=2)
-        since = self.pump.unavailable_since
-        if since is not None and time.monotonic() - since > 1.0:
-            raise Unavailable("Replies cannot be kept at the moment.", code="log_unavailable", retry_after=2)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -182,12 +182,13 @@ class Readers:
         """A response that follows a run, from wherever it is.
 
         A worker that is leaving answers too, with what is there, and ends: a browser's EventSource takes any status but
-        200 for the end, and until the worker's sockets are closed it gets its share of the connections.
+        200 for the end, and until the worker's sockets are closed it gets its share of the connections. So does one
+        that cannot write its log: what is in memory can be read.
 
         :param last_event_id: as the client sent it; absent: from the start.
         :returns: None when the cursor stands at the terminal event (204).
         :raises NotFound: no such run, or not this owner's.
-        :raises Unavailable: no place for one more stream.
+        :raises Unavailable: no place for one more stream, or the run cannot be read at the moment.
         """
         self._check_places()
         with self.place():
@@ -200,6 +201,8 @@ class Readers:
         if run is None:
             return self._finished(run_id, cursor, sock)
         if cursor is None or cursor > run.last_seq:
+            if not run.own and not self.pump.readable:  # memory may be behind, and the cursor right
+                raise _unreadable()
             reset = self._reset(run)
             return self.attach(run, reset.seq, sock, first=sse.encode_reset(reset))
         if run.ended and cursor == run.last_seq:
@@ -252,20 +255,24 @@ class Readers:
         return self.bring(run_id)
 
     def bring(self, run_id: str) -> LiveRun:
-        """A run that another worker writes, as far as it is in the log by now."""
-        self.pump.refresh()
+        """A run that another worker writes, as far as it is in the log by now; while the log cannot be read, as far as
+        memory has it.
+
+        :raises Unavailable: neither has it.
+        """
+        came = self.pump.refresh()
         feed = self.pump.feeds.get(run_id)
         run = feed.live if feed is not None else self._live.get(run_id)
         if run is None:
+            if not came:
+                raise _unreadable()
             run = self._live.loading(run_id)
             try:
                 self._live.loaded(run, self.pump.read(run_id))
             except LogUnavailable:
                 self._live.drop(run_id)
                 run.close()
-                raise Unavailable(
-                    "Replies cannot be read at the moment.", code="log_unavailable", retry_after=2
-                ) from None
+                raise _unreadable() from None
         return run
 
     def _finished(self, run_id: str, cursor: int | None, sock: Any) -> Reader | None:
@@ -297,7 +304,7 @@ class Readers:
         except LogUnavailable:
             past = []
         if len(past) < seq:
-            raise Unavailable("Replies cannot be read at the moment.", code="log_unavailable", retry_after=2)
+            raise _unreadable()
         return Reset(seq, self._text(past))
 
     def _text(self, frames: list[bytes]) -> str:
@@ -347,6 +354,10 @@ class Readers:
         self.leaving = True
         for reader in tuple(self._open):
             reader.wake()
+
+
+def _unreadable() -> Unavailable:
+    return Unavailable("Replies cannot be read at the moment.", code="log_unavailable", retry_after=2)
 
 
 def _cursor(last_event_id: str | None) -> int | None:

@@ -33,7 +33,7 @@ class State:
 
     def start(self) -> None:
         """Open this process's part now; for a server's hook after the fork. Repeating it changes nothing."""
-        self.lazy.get()
+        self.lazy.start()
 
     def close(self) -> None:
         """Finish or end this process's runs and close what it opened."""

@@ -170,6 +170,7 @@ class Log:
     def __init__(self) -> None:
         self.checks: list[Any] = []
         self.unavailable_since = None
+        self.readable = True
         self.feeds: dict[str, Any] = {}
         self.entries: list[Append] = []
         self.meanwhile: list[bytes] = []

@@ -44,7 +44,8 @@ class Log(Protocol):
 
         :param lease: under which `entries` are appended; may be None where there are none.
         :raises Fenced: nothing was appended, and nothing more will be under this lease.
-        :raises LogUnavailable: nothing was appended; call again with the same.
+        :raises LogUnavailable: nothing was appended; call again with the same. Where there was nothing to append, the
+            log cannot be read; a turn that has appended does not fail over that, and the next one returns more.
         """
 
     def follow(self) -> list[Entry]:

@@ -119,16 +119,20 @@ class Journal:
                     if raw.in_transaction:
                         raw.execute("ROLLBACK")
                     raise
-        return self._news(raw) if self._following else []
+        if not self._following:
+            return []
+        try:
+            return self._news(raw)
+        except self._database.module.Error:
+            if not entries:
+                raise
+            return []  # the append stands, so this must not fail; the next turn looks again
 
     def _news(self, raw: Any) -> list[Entry]:
-        try:
-            (version,) = raw.execute("PRAGMA data_version").fetchone()
-            if version == self._seen_version:
-                return []
-            rows = raw.execute(_NEWER, (self._worker_id, self._cursor)).fetchall()
-        except self._database.module.Error:
-            return []  # the append stands, so this must not fail; the next turn looks again
+        (version,) = raw.execute("PRAGMA data_version").fetchone()
+        if version == self._seen_version:
+            return []
+        rows = raw.execute(_NEWER, (self._worker_id, self._cursor)).fetchall()
         self._seen_version = version
         return self._entries(rows)
 

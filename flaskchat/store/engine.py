@@ -17,9 +17,11 @@ Deliberate choices; do not change one without reading why:
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -33,10 +35,14 @@ from sqlalchemy.pool import NullPool
 from .. import tasks
 from ..errors import ConfigurationError, Unavailable
 
+logger = logging.getLogger("flaskchat")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 READERS = 3
+COMPLAIN_EVERY = 10.0
+"""Seconds between lines in the log about calls that the database refuses."""
 CHECKPOINT_BYTES = 4 << 20
 """Size of the write-ahead log from which a checkpoint is worth its file syncs."""
 
@@ -64,6 +70,16 @@ def sqlite_module() -> ModuleType:
     )
 
 
+def code_of(error: object) -> int:
+    """SQLite's primary result code of a driver's exception (https://sqlite.org/rescode.html); 0 where it has none."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def passing(code: int) -> bool:
+    """Whether a fault may be gone with the next call: busy, locked, I/O error, disk full, locking protocol."""
+    return code in (5, 6, 10, 13, 15)
+
+
 def _prepare(path: str) -> None:
     """Make the folder (0700) and the file (0600): SQLite would create it with the umask's rights."""
     if path and path != ":memory:":
@@ -74,8 +90,14 @@ def _prepare(path: str) -> None:
                 os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             if not os.access(file, os.R_OK | os.W_OK):
                 raise PermissionError("not readable and writable by this process")
+            if not os.access(file.parent, os.W_OK | os.X_OK):
+                raise PermissionError("SQLite keeps files beside it, and this process cannot write into its folder")
         except OSError as error:
             raise ConfigurationError(f"FLASKCHAT_DATABASE_URL: cannot use {path!r}: {error}") from error
+
+
+def unavailable() -> Unavailable:
+    return Unavailable("The database cannot be used at the moment.", code="store_unavailable", retry_after=2)
 
 
 class Database:
@@ -102,6 +124,7 @@ class Database:
         self._writer: Connection | None = None
         self._read_slots = threading.BoundedSemaphore(READERS)
         self._idle_readers: list[Connection] = []
+        self._complained_at = -COMPLAIN_EVERY
 
     def _configure(self, connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun by `_begin`, not guessed by the driver
@@ -131,9 +154,11 @@ class Database:
         try:
             yield
         except exc.DBAPIError as error:
-            raise Unavailable(
-                "The database cannot be used at the moment.", code="store_unavailable", retry_after=2
-            ) from error
+            now = time.monotonic()
+            if now - self._complained_at >= COMPLAIN_EVERY:
+                self._complained_at = now
+                logger.warning("the database %s cannot be used: %s", self.path, error.orig)
+            raise unavailable() from error
 
     def write(self, function: Callable[[Connection], T]) -> T:
         """Run `function` in one transaction that writes; it is committed when this returns.

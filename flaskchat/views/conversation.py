@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from .. import chat
+from .. import chat, sse
+from ..errors import Unavailable
 from ..readers import Reader
 from ..security import STREAM_HEADERS
 from ..state import current_state
@@ -31,10 +32,23 @@ def converse() -> Response:
     return stream(*chat.converse(state.runtime, owner, command, base.client_socket()))
 
 
+def come_back() -> Response:
+    """A stream without an event: no place, or a database that cannot be read, is nothing that lasts, and an EventSource
+    would take a 503 for the end, for good. It is the same for every run, also for somebody else's and for none.
+    """
+    response = Response(sse.HEARTBEAT)
+    response.headers.extend(STREAM_HEADERS)
+    response.headers["Content-Type"] = STREAM_HEADERS["Content-Type"]
+    return response
+
+
 def follow(run_id: str) -> Response:
     owner = base.owner()
     last_event_id = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
-    frames = current_state().runtime.readers.follow(run_id, owner, last_event_id, base.client_socket())
+    try:
+        frames = current_state().runtime.readers.follow(run_id, owner, last_event_id, base.client_socket())
+    except Unavailable:
+        return come_back()
     if frames is None:
         return Response(status=204, headers={"Cache-Control": "no-store"})
     return stream(run_id, frames)
