@@ -97,7 +97,11 @@ class Live:
         return self._runs.get(run_id)
 
     def add(self, run: LiveRun) -> LiveRun:
+        """Readers of one that stood in its place, brought from the log, are sent away to find this one."""
+        before = self._runs.get(run.run_id)
         self._runs[run.run_id] = run
+        if before is not None:
+            before.close()
         return run
 
     def drop(self, run_id: str) -> None:

@@ -129,14 +129,20 @@ class Pump:
             self.poller.ring()
 
     def abandon(self) -> None:
-        """The lease is lost: another worker ends our runs. Forget them, and send their readers there."""
+        """A lease is lost: another worker ends the runs under it. Forget them, and send their readers there.
+
+        Closing a source may wait, so others begin runs under the next lease meanwhile; those stay.
+        """
         for feed in list(self.feeds.values()):
-            feed.decide(Interrupted("The lease was lost."))  # for whoever still opens its source; nobody is sent it
-            self.let_go(feed)
-            self.live.drop(feed.begun.run_id)
-            feed.live.close()
-        self.feeds.clear()
-        self._touched.clear()
+            if feed.begun.lease != self._lease():
+                self._forget(feed)
+
+    def _forget(self, feed: Feed) -> None:
+        self.feeds.pop(feed.begun.run_id, None)
+        self.live.drop(feed.begun.run_id)
+        feed.decide(Interrupted("The lease was lost."))  # for whoever still opens its source; nobody is sent it
+        feed.live.close()
+        self.let_go(feed)
 
     def read(self, run_id: str) -> list[Append]:
         """One run's entries, from the log's beginning. Waits its turn behind the tick.
@@ -195,7 +201,7 @@ class Pump:
     def _tick(self, now: float) -> None:
         refreshers = [self._refreshers.popleft() for _ in range(len(self._refreshers))]  # others may add to them
         try:
-            touched = self._gather()
+            lease, touched = self._gather()
             if now >= self._next_check:
                 self._next_check = now + self._check_period
                 for check in self.checks:
@@ -203,7 +209,7 @@ class Pump:
                         check(now)
                     except Exception:  # must not keep the tick from committing what it gathered
                         logger.exception("a check failed")
-            self._commit(now, touched)
+            self._commit(now, lease, touched)
         except LogUnavailable as error:
             if self.unavailable_since is None:
                 self.unavailable_since = now
@@ -218,11 +224,13 @@ class Pump:
             for waiter in refreshers:
                 waiter.wake()
 
-    def _gather(self) -> list[Feed]:
-        """Read every source that has something; returns the feeds that were looked at.
+    def _gather(self) -> tuple[Lease, list[Feed]]:
+        """Read every source that has something.
 
-        Only those that are still ours: a run that was abandoned with its lease may yet be touched by its source, and
-        must not be written under the lease that followed.
+        Only those that are still ours: a run that was abandoned with its lease may yet be touched by its source, or
+        be added by a start that had begun before; it must not be written under the lease that followed.
+
+        :returns: the lease, and the feeds under it that were looked at.
         """
         touched = dict.fromkeys(self._again)
         while self._touched:
@@ -233,8 +241,15 @@ class Pump:
             else:
                 owner.on_ready()
         self._again = []
-        ours = [feed for feed in touched if self.feeds.get(feed.begun.run_id) is feed]
-        for feed in ours:
+        lease = self._lease()  # after the feeds were collected: whatever was begun under it is not taken for older
+        ours = []
+        for feed in touched:
+            if self.feeds.get(feed.begun.run_id) is not feed:
+                continue
+            if feed.begun.lease != lease:
+                self._forget(feed)
+                continue
+            ours.append(feed)
             feed.pull()
             if feed.terminal is not None:
                 self.let_go(feed)
@@ -242,9 +257,9 @@ class Pump:
                 # A source that was not read, whose text nobody tells of again; or decrypted bytes, or an error, that
                 # the selector cannot see.
                 self._again.append(feed)
-        return ours
+        return lease, ours
 
-    def _commit(self, now: float, touched: list[Feed]) -> None:
+    def _commit(self, now: float, lease: Lease, touched: list[Feed]) -> None:
         moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
         if self.feeds:
             self._needed_at = now
@@ -258,7 +273,6 @@ class Pump:
             entries.append(Append(feed.begun.run_id, feed.seq - len(frames) + 1, frames, ended))
             if ended:
                 endings.append(feed.ending(frames))
-        lease = self._lease()
         try:
             self._thread.call(self._turn, lease, entries, endings, follow)
         except BaseException as error:

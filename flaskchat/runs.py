@@ -7,6 +7,7 @@ event is the pump's; here stands who decides that it ends.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from .store.base import Begun, Command, Fenced, Lease, RunRow
 from .store.lease import Holding
 from .store.schema import journal
 from .store.sql import Store
-from .sweep import CONTROL
+from .sweep import CONTROL, WORKER_LOST
 from .titles import Titles
 
 logger = logging.getLogger("flaskchat")
@@ -74,6 +75,10 @@ class Runs:
         self._readers = readers
         self._holding = holding
         self._models = models
+        self._starting: list[float] = []
+        """When the starts that are under way were entered (monotonic)."""
+        self._missing: dict[str, float] = {}
+        """Runs that the store has under our lease and the pump has not, and when that was first seen (monotonic)."""
         self._early_stops: dict[str, float] = {}
         """Stops that came before their run was here, and when (monotonic)."""
         self._titles = Titles(store, models.resolve, pump.touch) if settings.titles else None
@@ -102,6 +107,14 @@ class Runs:
             if self._readers.leaving:
                 raise Unavailable("This worker is leaving; try again.", code="draining", retry_after=1)
             raise Unavailable("As many replies as fit are being written.", code="full", retry_after=5)
+        entered = time.monotonic()
+        self._starting.append(entered)
+        try:
+            return self._start(owner, command)
+        finally:
+            self._starting.remove(entered)
+
+    def _start(self, owner: str, command: Command) -> tuple[Begun, LiveRun | None]:
         for _ in range(3):
             lease = self._holding.lease
             try:
@@ -113,7 +126,7 @@ class Runs:
                 self.fenced(lease)
         else:
             raise Unavailable("This worker could not renew its lease.", code="store_unavailable", retry_after=2)
-        if not begun.created:
+        if not begun.created or begun.lease != self._holding.lease:  # taken over meanwhile: it is ended elsewhere
             return begun, None
         if self._titles is not None:
             self._titles.drop(begun.conversation_id)
@@ -127,6 +140,29 @@ class Runs:
         else:
             tasks.spawn(self._open, feed, name="flaskchat-open")
         return begun, feed.live
+
+    def claim(self) -> None:
+        """End the runs that the store has under our lease and the pump has not; called every round of the sweep.
+
+        Their start died after its commit: the request's greenlet was killed, or the commit stood though it was reported
+        as failed. As long as we count up, nobody else ends them.
+        """
+        lease = self._holding.lease
+        under = self._store.running_under(lease) if self._holding.registered else []
+        missing = [begun.run_id for begun in under if begun.run_id not in self._pump.feeds]
+        self._missing = {run_id: self._missing.get(run_id, time.monotonic()) for run_id in missing}
+        # Only a start that was entered before a run was missed can add it yet.
+        under_way = min(self._starting, default=math.inf)
+        lost = {run_id for run_id, since in self._missing.items() if since < under_way}
+        if not lost:
+            return
+        for begun in self._store.running_under(lease):  # asked again: some were missing because they had just ended
+            if begun.run_id in lost:
+                logger.warning("run %s: its start died; ended as interrupted", begun.run_id)
+                live = self._live.add(LiveRun(begun.run_id, own=True))
+                feed = Feed(begun, live, self._settings.max_reply_bytes)
+                feed.decide(Interrupted(WORKER_LOST))
+                self._pump.add(feed)
 
     def _open(self, feed: Feed) -> None:
         """Ask the model, as often as is allowed before its first byte. In a task of its own."""

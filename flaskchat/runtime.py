@@ -54,7 +54,9 @@ class Runtime:
             settings, self.pump, self.live, self.store, capacity=settings.max_streams or server.capacity(self.worker)
         )
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
-        self.sweeper = Sweeper(self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced)
+        self.sweeper = Sweeper(
+            self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim
+        )
         self.pump.checks.append(self._check)
         self._closed = False
 

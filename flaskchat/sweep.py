@@ -55,15 +55,18 @@ class Sweeper:
     """One per worker, in a task of its own."""
 
     def __init__(
-        self, database: Database, holding: Holding, *, busy: Callable[[], bool], on_fenced: Callable[[Lease], None]
-    ) -> None:
+        self, database: Database, holding: Holding, *, busy: Callable[[], bool], on_fenced: Callable[[Lease], None],
+        claim: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         """:param busy: whether this worker has runs, and so a lease to renew.
         :param on_fenced: called when the lease turns out to be lost.
+        :param claim: called every round while the lease is held, so that no run under it is nobody's.
         """
         self._database = database
         self._holding = holding
         self._busy = busy
         self._on_fenced = on_fenced
+        self._claim = claim
         self._still: dict[tuple[str, int], tuple[int, int]] = {}
         """Of each other lease: its counter, and for how many rounds it has stood there."""
         self._marks: deque[tuple[float, int]] = deque()
@@ -95,7 +98,9 @@ class Sweeper:
             self._database.checkpoint()
             return
         held, orphans = self._database.write(self._count)
-        if not held:
+        if held:
+            self._claim()
+        else:
             self._on_fenced(lease)
         past = self._database.read(lambda c: past_of(c, orphans)) if orphans else {}
         for run_id, frames in past.items():

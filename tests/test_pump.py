@@ -103,10 +103,10 @@ class Bench:
             self.log.held.add(self.lease.worker_id)
             self.pump.abandon()
 
-    def run(self, run_id: str, max_bytes: int = 1 << 20) -> tuple[Feed, Puts]:
+    def run(self, run_id: str, max_bytes: int = 1 << 20, lease: Lease | None = None) -> tuple[Feed, Puts]:
         begun = Begun(
             run_id=run_id, conversation_id="c_1", message_id="m_2", user_message_id="m_1", model="parrot",
-            title="Hi", owner="user:1", created=True,
+            title="Hi", owner="user:1", created=True, lease=lease or self.lease,
         )  # fmt: skip
         feed = Feed(begun, self.live.add(LiveRun(run_id, own=True)), max_bytes)
         feed.source = source = Puts()
@@ -214,6 +214,31 @@ def test_what_a_fenced_run_still_brings_is_not_written_under_the_new_lease(bench
     assert {entry.run_id for lease, entry in bench.log.appended if lease == "w_2"} == {"run_b"}
     assert bench.lease.epoch == 2, "the new lease was given up because of the old run"
     assert "run_b" in bench.pump.feeds
+
+
+def test_a_run_begun_under_a_lost_lease_is_not_written_under_the_next(bench: Bench) -> None:
+    """Its start was between the store and the pump when the lease was taken over."""
+    late = bench.lease
+    bench.fenced(late)
+    feed, source = bench.run("run_a", lease=late)
+    bench.put(feed, source, Delta("late"))
+    new, fresh = bench.run("run_b")
+    bench.put(new, fresh, Delta("new"))
+    bench.tick(2)
+    assert {entry.run_id for _, entry in bench.log.appended} == {"run_b"}
+    assert source.closed
+    assert feed.live.closed
+    assert list(bench.pump.feeds) == ["run_b"]
+
+
+def test_a_run_that_begins_while_the_lost_ones_are_closed_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, source = bench.run("run_a")
+    bench.tick()
+    monkeypatch.setattr(source, "close", lambda: bool(bench.run("run_b")))  # closing a generator lets others run
+    bench.fenced(bench.lease)
+    assert list(bench.pump.feeds) == ["run_b"]
+    bench.tick()
+    assert [(lease, entry.run_id) for lease, entry in bench.log.appended] == [("w_1", "run_a"), ("w_2", "run_b")]
 
 
 def test_a_source_that_fails_ends_its_own_run_only(bench: Bench) -> None:

@@ -69,6 +69,8 @@ class Begun(msgspec.Struct, kw_only=True):
     owner: str
     created: bool
     """False: this client id has been here before, and this is the run it began."""
+    lease: Lease | None = None
+    """Under which the run was begun; nothing may be appended to it under another. None where that does not matter."""
     turns: list[Turn] = []
     system_prompt: str = ""
     partial: str = ""

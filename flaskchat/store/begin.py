@@ -103,6 +103,7 @@ class Beginning:
             title=conversation["title"],
             owner=self.owner,
             created=True,
+            lease=self.lease,
             turns=branch,
             system_prompt=conversation["system_prompt"] or "",
             partial=partial,

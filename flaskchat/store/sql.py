@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Row
 
 from ..errors import Invalid
 from . import change, search
-from .base import Begun, Command, Page, RunRow
+from .base import Begun, Command, Lease, Page, RunRow
 from .begin import Beginning
 from .engine import Database
 from .lease import Holding
@@ -36,6 +36,11 @@ _KNOWN = (
     .where(requests.c.owner == sa.bindparam("asker"), requests.c.client_id == sa.bindparam("client"))
 )
 _RUN = sa.select(runs).where(runs.c.id == sa.bindparam("run"))
+_UNDER = (
+    sa.select(runs, conversations.c.title)
+    .join(conversations, conversations.c.id == runs.c.conversation_id)
+    .where(runs.c.state == "running", runs.c.worker_id == sa.bindparam("worker"), runs.c.epoch == sa.bindparam("term"))
+)
 
 
 class Store:
@@ -78,16 +83,7 @@ class Store:
                 code="idempotency_conflict",
                 errors=[{"field": "message.id" if command.action == "send" else "request_id", "reason": "used before"}],
             )
-        return Begun(
-            run_id=row.id,
-            conversation_id=row.conversation_id,
-            message_id=row.message_id,
-            user_message_id=row.user_message_id,
-            model=row.model,
-            title=row.title,
-            owner=owner,
-            created=False,
-        )
+        return _begun(row)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -111,6 +107,11 @@ class Store:
             last_seq=row.last_seq,
             upstream_closed_ms=row.upstream_closed_ms,
         )
+
+    def running_under(self, lease: Lease) -> list[Begun]:
+        """The runs that a worker has by the store's account."""
+        values = {"worker": lease.worker_id, "term": lease.epoch}
+        return [_begun(row, lease) for row in self.database.read(lambda c: c.execute(_UNDER, values).all())]
 
     def frames(self, run_id: str) -> bytes | None:
         """The events of a finished run, as they were sent; None while it runs."""
@@ -210,6 +211,14 @@ class Store:
     def delete(self, conversation_id: str, owner: str) -> bool:
         """:returns: whether there was such a conversation of this owner's."""
         return self.database.write(lambda c: change.delete(c, conversation_id, owner))
+
+
+def _begun(row: Row[Any], lease: Lease | None = None) -> Begun:
+    return Begun(
+        run_id=row.id, conversation_id=row.conversation_id, message_id=row.message_id,
+        user_message_id=row.user_message_id, model=row.model, title=row.title, owner=row.owner, created=False,
+        lease=lease,
+    )  # fmt: skip
 
 
 def _encode_cursor(updated_at: float, last_id: str) -> str:

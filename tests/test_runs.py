@@ -1,0 +1,182 @@
+"""The life of a run in one worker: what becomes of those whose start died."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from flaskchat import sse
+from flaskchat.config import Settings
+from flaskchat.providers.registry import Registry
+from flaskchat.runtime import Runtime
+from flaskchat.store.base import Begun, Command
+from flaskchat.store.schema import journal
+from flaskchat.store.sql import Store
+from tests.server.client import deadline
+
+OWNER = "user:1"
+
+
+class Killed(BaseException):
+    """As gevent's Timeout or GreenletExit: what a server or a host ends a request's greenlet with."""
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Iterator[Runtime]:
+    """A worker whose sweep the test makes round by round; its model says one word and waits for `told`."""
+    told = threading.Event()
+
+    def model(request: Any) -> Iterator[str]:
+        yield "Hello"
+        told.wait(10)
+
+    settings = Settings(model="waits", drain=0.0, titles=False)
+    runtime = Runtime(settings, f"sqlite:///{tmp_path}/chat.sqlite3", Registry(settings, {"waits": model}))
+    runtime.pump.start()
+    yield runtime
+    told.set()
+    runtime.close()
+
+
+def command() -> Command:
+    return Command(action="send", client_id=uuid.uuid4().hex, body_hash="h", text="Hi")
+
+
+def dying(begin: Callable[..., Begun]) -> Callable[..., Begun]:
+    """The store's `begin` whose caller is killed after its commit."""
+
+    def begin_and_die(*args: Any) -> Begun:
+        begin(*args)
+        raise Killed
+
+    return begin_and_die
+
+
+def state(runtime: Runtime, run_id: str) -> str:
+    row = runtime.store.run(run_id, OWNER)
+    assert row is not None
+    return row.state
+
+
+def start_and_die(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, asked: Command) -> str:
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.store, "begin", dying(runtime.store.begin))
+        with pytest.raises(Killed):
+            runtime.runs.start(OWNER, asked)
+    known = runtime.store.known(OWNER, asked)
+    assert known is not None
+    assert state(runtime, known.run_id) == "running"
+    return known.run_id
+
+
+def ended(runtime: Runtime, run_id: str, rounds: int = 2) -> None:
+    for _ in range(rounds):
+        runtime.sweeper.round()
+    for _ in deadline(5, "the run's end"):
+        if state(runtime, run_id) != "running":
+            break
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_run_whose_start_died_is_ended_by_the_worker_that_lives(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """It has a lease that counts, so no other worker may end it, and it needs no other to be there."""
+    other = runtime.runs.start(OWNER, command())[0].run_id if busy else None
+    asked = command()
+    run_id = start_and_die(runtime, monkeypatch, asked)
+    again, live = runtime.runs.start(OWNER, asked)
+    assert (again.run_id, live) == (run_id, None)
+    reader = runtime.readers.follow(run_id, OWNER, None, None)  # waits for the run that nobody writes
+    assert reader is not None
+    ended(runtime, run_id)
+    assert state(runtime, run_id) == "interrupted"
+    assert list(itertools.islice(reader, 2)) == [sse.HEARTBEAT], "who waited is sent away, and comes back"
+    found = runtime.readers.follow(run_id, OWNER, None, None)
+    assert found is not None
+    frames = sse.Decoder().feed(b"".join(found))
+    assert [(frame.id, frame.event) for frame in frames] == [("1", "start"), ("2", "interrupted")]
+    runtime.sweeper.round()
+    if other is not None:
+        assert state(runtime, other) == "running"
+
+
+def test_a_start_that_takes_its_time_is_not_taken_for_dead(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed, may_go_on = threading.Event(), threading.Event()
+    begin = runtime.store.begin
+
+    def slow(*args: Any) -> Begun:
+        begun = begin(*args)
+        committed.set()
+        may_go_on.wait(10)
+        return begun
+
+    monkeypatch.setattr(runtime.store, "begin", slow)
+    found: list[Begun] = []
+    thread = threading.Thread(target=lambda: found.append(runtime.runs.start(OWNER, command())[0]))
+    thread.start()
+    assert committed.wait(5)
+    monkeypatch.undo()
+    for _ in range(4):
+        runtime.sweeper.round()
+    may_go_on.set()
+    thread.join()
+    runtime.sweeper.round()
+    (begun,) = found
+    for _ in deadline(5, "the first word"):
+        if begun.run_id in runtime.pump.feeds and runtime.pump.feeds[begun.run_id].live.last_seq == 2:
+            break
+    assert state(runtime, begun.run_id) == "running"
+
+
+def test_a_run_that_ends_while_it_is_looked_for_has_one_end(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, _ = runtime.runs.start(OWNER, command())
+    under = runtime.store.running_under
+
+    def ends_meanwhile(*args: Any) -> list[Begun]:
+        found = under(*args)
+        runtime.runs.stop(begun.run_id, OWNER)
+        return found
+
+    monkeypatch.setattr(runtime.store, "running_under", ends_meanwhile)
+    runtime.sweeper.round()
+    runtime.sweeper.round()
+    assert state(runtime, begun.run_id) == "stopped"
+    assert runtime.pump.feeds == {}
+
+
+def test_a_stop_of_a_run_whose_start_died_is_answered(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = start_and_die(runtime, monkeypatch, command())
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(runtime.runs.stop(run_id, OWNER).state))
+    thread.start()
+    for _ in deadline(5, "the Stop in the log"):
+        if runtime.database.read(lambda c: c.execute(sa.select(journal.c.id)).all()):
+            break
+    ended(runtime, run_id)
+    thread.join(5)
+    assert answers == ["interrupted"]
+
+
+def test_a_run_begun_under_a_lease_that_was_lost_meanwhile_is_left_to_the_others(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Store.begin
+
+    def overtaken(*args: Any) -> Begun:
+        begun = begin(*args)
+        runtime.runs.fenced(runtime.holding.lease)
+        return begun
+
+    monkeypatch.setattr(Store, "begin", overtaken)
+    begun, live = runtime.runs.start(OWNER, command())
+    assert begun.created
+    assert live is None
+    assert runtime.pump.feeds == {}
