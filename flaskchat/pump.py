@@ -8,7 +8,8 @@ Deliberate choices; do not change one without reading why:
  3. The commit runs in a native thread (its file may be slow), and nothing is gathered meanwhile: the models' sockets
     hold what comes, and the next tick has it all.
  4. When the log cannot be written, what was gathered is kept and tried again; past a bound the sources are not read.
-    Heartbeats, deadlines and Stop go on, because the log is asked with a short patience.
+    Heartbeats, deadlines and Stop go on, because the log is asked with a short patience. It is read all the same: a
+    lock or a full disk stops the writers, not the readers of other workers' runs.
  5. Nothing is published before the commit, and everything in the order of the commits.
 """
 
@@ -44,6 +45,24 @@ class Ready(Protocol):
         """Its descriptor is ready: the client hung up."""
 
 
+class Look:
+    """Somebody waits until the log has been read once more, or could not be."""
+
+    __slots__ = ("_waiter", "came")
+
+    def __init__(self) -> None:
+        self._waiter = tasks.waiter()
+        self.came = False
+        """Whether it could be read."""
+
+    def wait(self) -> None:
+        self._waiter.wait()
+
+    def answer(self, came: bool) -> None:
+        self.came = came
+        self._waiter.wake()
+
+
 class Pump:
     """One per worker."""
 
@@ -66,6 +85,8 @@ class Pump:
         """Whether `checks` have anything to look at though no run is live here."""
         self.unavailable_since: float | None = None
         """Since when the log has refused every commit (monotonic)."""
+        self.readable = True
+        """Whether the last look at the log found what others have appended."""
         self._check_period = check_period
         self._next_check = 0.0
         self._touched: deque[Feed] = deque()
@@ -74,7 +95,7 @@ class Pump:
         self._thread = tasks.Offloader(1)
         self._following = False
         self._needed_at = 0.0
-        self._refreshers: deque[tasks.Waiter] = deque()
+        self._looks: deque[Look] = deque()
         self._task: tasks.Task | None = None
         self._closing = False
 
@@ -113,14 +134,18 @@ class Pump:
             feed.fd = None
         return feed.close_source()
 
-    def refresh(self) -> None:
-        """Return when everything that was in the log at the time of the call is in `live`; starts to follow the log."""
+    def refresh(self) -> bool:
+        """Return when everything that was in the log at the time of the call is in `live`; starts to follow the log.
+
+        :returns: False when the log cannot be read at the moment: nobody waits for it here.
+        """
         self._needed_at = time.monotonic()
-        waiter = tasks.waiter()
-        self._refreshers.append(waiter)
+        look = Look()
+        self._looks.append(look)
         self.poller.ring()
         if not self._closing:
-            waiter.wait()
+            look.wait()
+        return look.came
 
     def attend(self, run: LiveRun, bell: Bell) -> None:
         """Ring `bell` whenever the run moves; another worker's run is looked for in the log from now on."""
@@ -183,12 +208,12 @@ class Pump:
                     tasks.sleep(0.1)
         finally:
             self._closing = True
-            for waiter in self._refreshers:
-                waiter.wake()
+            for look in self._looks:
+                look.answer(False)
 
     def _patience(self) -> float:
         """Seconds that may be waited for a socket or the bell."""
-        if self._refreshers:
+        if self._looks:
             return 0.0
         if self._touched or self._again:
             return STOP_POLL if self.unavailable_since is not None else 0.0
@@ -199,7 +224,8 @@ class Pump:
         return self._check_period if self.busy() else IDLE
 
     def _tick(self, now: float) -> None:
-        refreshers = [self._refreshers.popleft() for _ in range(len(self._refreshers))]  # others may add to them
+        looks = [self._looks.popleft() for _ in range(len(self._looks))]  # others may add to them
+        refused, came = None, False
         try:
             lease, touched = self._gather()
             if now >= self._next_check:
@@ -209,20 +235,18 @@ class Pump:
                         check(now)
                     except Exception:  # must not keep the tick from committing what it gathered
                         logger.exception("a check failed")
-            self._commit(now, lease, touched)
-        except LogUnavailable as error:
-            if self.unavailable_since is None:
-                self.unavailable_since = now
-                logger.warning("the log cannot be used, trying again: %s", error)
-            self._refreshers.extend(refreshers)
-            refreshers = []
-        else:
+            refused, came = self._commit(now, lease, touched, bool(looks))
+        finally:
+            self.readable = came
+            for look in looks:
+                look.answer(came)
+        if refused is None:
             if self.unavailable_since is not None:
                 logger.warning("the log can be used again after %.1f s", now - self.unavailable_since)
                 self.unavailable_since = None
-        finally:
-            for waiter in refreshers:
-                waiter.wake()
+        elif self.unavailable_since is None:
+            self.unavailable_since = now
+            logger.warning("the log cannot be used, trying again: %s", refused)
 
     def _gather(self) -> tuple[Lease, list[Feed]]:
         """Read every source that has something.
@@ -259,14 +283,19 @@ class Pump:
                 self._again.append(feed)
         return lease, ours
 
-    def _commit(self, now: float, lease: Lease, touched: list[Feed]) -> None:
+    def _commit(
+        self, now: float, lease: Lease, touched: list[Feed], looked_for: bool
+    ) -> tuple[LogUnavailable | None, bool]:
+        """:param looked_for: whether somebody waits for what others have appended.
+        :returns: why the log could not be used, what had to be appended is kept then; and whether it could be read.
+        """
         moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
         if self.feeds:
             self._needed_at = now
         follow = self.live.watchers > 0 or now - self._needed_at < UNFOLLOW_AFTER
         if not moved and not follow:
             self._stop_following()
-            return
+            return None, True
         entries, endings = [], []
         for feed, frames, ended in moved:
             feed.pending = []
@@ -274,17 +303,28 @@ class Pump:
             if ended:
                 endings.append(feed.ending(frames))
         try:
-            self._thread.call(self._turn, lease, entries, endings, follow)
+            refused, came = self._thread.call(self._turn, lease, entries, endings, follow, looked_for)
         except BaseException as error:
-            for feed, frames, _ in moved:
-                feed.pending = frames + feed.pending
-                self._touched.append(feed)
+            self._keep(moved)
             if isinstance(error, Fenced):
                 self.on_fenced(lease)
-                return
+                return None, False
             raise
-        for feed, frames, ended in moved:
-            self._publish(feed, frames, ended)
+        if refused is None:
+            for feed, frames, ended in moved:
+                self._publish(feed, frames, ended)
+        else:
+            self._keep(moved)
+        self._take_in()
+        return refused, came
+
+    def _keep(self, moved: list[tuple[Feed, list[bytes], bool]]) -> None:
+        """What could not be appended waits for the next tick."""
+        for feed, frames, _ in moved:
+            feed.pending = frames + feed.pending
+            self._touched.append(feed)
+
+    def _take_in(self) -> None:
         news, self._news = self._news, []
         for number, entry in enumerate(news, 1):
             if number % BREATH == 0:
@@ -294,12 +334,25 @@ class Pump:
             elif type(entry) is Stop:
                 self.on_stop(entry)
 
-    def _turn(self, lease: Lease, entries: list[Append], endings: list[Ending], follow: bool) -> None:
-        """In the native thread: append, then see what is new."""
-        if follow and not self._following:
-            self._news = self.log.follow()
-            self._following = True
-        self._news.extend(self.log.turn(lease, entries, endings))
+    def _turn(
+        self, lease: Lease, entries: list[Append], endings: list[Ending], follow: bool, looked_for: bool
+    ) -> tuple[LogUnavailable | None, bool]:
+        """In the native thread: append, then see what is new, also where nothing could be appended. See `_commit`."""
+        refused: LogUnavailable | None = None
+        try:
+            if follow and not self._following:
+                self._news = self.log.follow()
+                self._following = True
+            self._news.extend(self.log.turn(lease, entries, endings))
+        except LogUnavailable as error:
+            refused = error
+        if refused is not None or (entries and looked_for):
+            # A turn that appends must not fail over what it reads, so it does not say either whether it could read.
+            try:
+                self._news.extend(self.log.turn(None, [], []))
+            except LogUnavailable:
+                return refused, False
+        return refused, self._following or not follow
 
     def _publish(self, feed: Feed, frames: list[bytes], ended: bool) -> None:
         feed.backlog = sum(map(len, feed.pending))

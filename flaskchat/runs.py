@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from . import tasks
 from .config import Settings
-from .errors import ModelBusy, ModelError, ModelTimeout, ModelUnreachable, NotFound, Unavailable
+from .errors import ModelBusy, ModelError, ModelTimeout, ModelUnreachable, NotFound, ReplyNotKept, Unavailable
 from .feed import Feed
 from .live import Live, LiveRun
 from .log.base import Stop
@@ -38,6 +38,9 @@ logger = logging.getLogger("flaskchat")
 STOP_PATIENCE = 15.0
 """Seconds a Stop waits for the run's end; a worker that is gone is noticed within them."""
 FORGET_STOP = 30.0
+GIVE_UP = 12.0
+"""Seconds without a usable log after which replies are given up: a lock of ten is waited out, and the promised end
+comes within fifteen, or with the log."""
 
 LEAVING = "The server was restarted while it wrote this reply. What it had written is kept."
 
@@ -292,6 +295,10 @@ class Runs:
         s = self._settings
         for feed in list(self._pump.feeds.values()):
             if feed.over():
+                continue
+            refused = self._pump.unavailable_since
+            if refused is not None and now - refused > GIVE_UP:
+                self.end(feed, feed.blame(ReplyNotKept(f"the log could not be used for {GIVE_UP:g} s")))
                 continue
             detail = None
             if now - feed.started_at > s.run_timeout:

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import server, tasks
 from .config import Settings
+from .errors import Unavailable
 from .live import Live
 from .log.journal import Journal
 from .pump import Pump
@@ -25,6 +26,9 @@ from .store.sql import Store
 from .sweep import Sweeper
 
 logger = logging.getLogger("flaskchat")
+
+START_AGAIN = 1.0
+"""Seconds between looks at a database that could not be used at the start."""
 
 
 class Runtime:
@@ -40,7 +44,11 @@ class Runtime:
         if self.worker is not None:
             server.refuse_sync(self.worker)
         self.database = Database(url, timeout=settings.database_timeout)
-        self.database.offload(migrate.upgrade, self.database)
+        try:
+            self.database.offload(migrate.upgrade, self.database)
+        except BaseException:
+            self.database.close()  # its threads: whoever comes next tries again
+            raise
         self.store = Store(self.database)
         self.live = Live(settings.live_bytes)
         self.holding = Holding()
@@ -104,6 +112,7 @@ class Lazy:
         self._make = make
         self._runtime: Runtime | None = None
         self._lock = tasks.Lock()
+        self._closed = False
 
     def get(self) -> Runtime:
         runtime = self._runtime
@@ -117,8 +126,32 @@ class Lazy:
             assert self._runtime is not None
             return self._runtime
 
+    def start(self) -> None:
+        """Open it now. A database that cannot be used at the moment is waited for beside: a worker that failed to boot
+        would make gunicorn end all of them.
+
+        :raises ConfigurationError: see `Runtime`.
+        """
+        self._closed = False
+        try:
+            self.get()
+        except Unavailable:
+            tasks.spawn(self._wait, name="flaskchat-start")
+
+    def _wait(self) -> None:
+        while self._runtime is None and not self._closed:
+            tasks.sleep(START_AGAIN)
+            try:
+                self.get()
+            except Unavailable:
+                pass
+            except Exception:
+                logger.exception("the chat cannot be opened")
+                return
+
     def close(self) -> None:
         """Close what this process opened; the next use opens it anew."""
+        self._closed = True
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.close()
