@@ -109,6 +109,10 @@ class Settings:
         128 << 20, "Events of live replies kept in one worker's memory; older ones are read from the log.",
         unit="bytes", minimum=1 << 16,
     )  # fmt: skip
+    body_timeout: float = _setting(
+        30.0, "How long a client may take to send a request's body; then it is answered with 408.",
+        unit="seconds", minimum=1,
+    )  # fmt: skip
     max_body_bytes: int = _setting(1 << 20, "Largest request body.", unit="bytes", minimum=1024)
     max_text_chars: int = _setting(100_000, "Longest message a user may send.", unit="characters", minimum=1)
 

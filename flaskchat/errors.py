@@ -3,7 +3,7 @@
     FlaskChatError
     ├── ConfigurationError          a setting or the server's set-up is wrong; raised at start
     ├── RequestError                the request cannot be served; becomes problem+json (RFC 9457)
-    │   ├── BadRequest  NotFound  BodyTooLarge  NotJSON  Invalid  Conflict  CrossOrigin  Unauthorized
+    │   ├── BadRequest  NotFound  BodyTooLarge  NotJSON  Invalid  Conflict  CrossOrigin  Unauthorized  TooSlow
     │   └── Unavailable  NotReady   503 with Retry-After: full, draining, store_unavailable; not_ready
     └── ModelError                  the model failed; becomes the run's `error` event
         ├── ModelUnreachable  ModelRefused  ModelBusy  ModelTimeout
@@ -111,6 +111,14 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
     status = 413
     title = "Too large"
+
+
+class TooSlow(RequestError):
+    """The connection ends with this answer: what would come next on it is the rest of the body."""
+
+    code = "body_timeout"
+    status = 408
+    title = "Too slow"
 
 
 class NotJSON(RequestError):

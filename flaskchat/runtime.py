@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import server, tasks
+from .bodies import Bodies
 from .config import Settings
 from .errors import Unavailable
 from .live import Live
@@ -61,6 +62,7 @@ class Runtime:
         self.readers = Readers(
             settings, self.pump, self.live, self.store, capacity=settings.max_streams or server.capacity(self.worker)
         )
+        self.bodies = Bodies(self.pump, settings.body_timeout)
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
             self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim

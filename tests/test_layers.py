@@ -19,7 +19,7 @@ ROOMS = (
     # who may do what, and the use cases
     "security", "chat", "export",
     # the life of a run, in one worker
-    "runtime", "runs", "titles", "readers", "sweep",
+    "runtime", "runs", "titles", "readers", "bodies", "sweep",
     # the tick
     "pump", "feed", "live", "poller", "replay", "metrics", "server",
     # the outside: models, the log, the store

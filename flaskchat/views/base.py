@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, current_app, got_request_exception, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge, default_exceptions
+from werkzeug.exceptions import (
+    ClientDisconnected,
+    HTTPException,
+    MethodNotAllowed,
+    RequestEntityTooLarge,
+    default_exceptions,
+)
 
-from ..errors import BodyTooLarge, NotJSON, RequestError
+from ..errors import BadRequest, BodyTooLarge, NotJSON, RequestError, TooSlow
 from ..security import COOKIE, COOKIE_AGE, check_origin
 from ..state import current_state
 
@@ -159,8 +164,11 @@ def body() -> bytes:
 
     :raises NotJSON: it says that it is something else.
     :raises BodyTooLarge:
+    :raises TooSlow: it has not come within `body_timeout`.
+    :raises BadRequest: it broke off.
     """
-    limit = current_state().settings.max_body_bytes
+    state = current_state()
+    limit = state.settings.max_body_bytes
     if (request.content_length or 0) > limit:
         raise BodyTooLarge(f"At most {limit} bytes.")
     if request.mimetype != "application/json":
@@ -168,8 +176,16 @@ def body() -> bytes:
     # One more than may be: of a body in chunks, Werkzeug returns what fits and drops the rest without a word.
     request.max_content_length = limit + 1
     data: bytes | None = None
-    with contextlib.suppress(RequestEntityTooLarge):
-        data = request.get_data()
+    with state.runtime.bodies.arriving(client_socket()) as arrival:
+        try:
+            data = request.get_data()
+        except RequestEntityTooLarge:
+            pass
+        except (ClientDisconnected, OSError):  # the latter is gunicorn's
+            if not arrival.late:
+                raise BadRequest("The body broke off.") from None
+    if arrival.late:  # not every reader of chunks tells a body that was cut off from one that has ended
+        raise TooSlow(f"The body did not come within {state.settings.body_timeout:g} s.")
     if data is None or len(data) > limit:
         raise BodyTooLarge(f"At most {limit} bytes.")
     return data
