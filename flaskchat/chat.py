@@ -38,6 +38,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
     message_id: str | None = None
     request_id: str | None = None
     model: str | None = None
+    system_prompt: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -77,6 +78,9 @@ def parse(data: bytes, settings: Settings) -> Command:
     else:
         check("message_id", body.message_id, required=True)
         check("request_id", body.request_id, required=True)
+    prompt = _prompt(body.system_prompt, settings, wrong)
+    if prompt is not None and (body.action != "send" or body.conversation_id is not None):
+        wrong.append(("system_prompt", "only of a new conversation: PATCH /conversations/<id> changes that of another"))
     if wrong:
         raise _invalid(wrong)
     message = body.message if body.action == "send" else None
@@ -89,7 +93,16 @@ def parse(data: bytes, settings: Settings) -> Command:
         parent_id=body.parent_id,
         message_id=body.message_id,
         model=body.model,
+        system_prompt=prompt,
     )
+
+
+def _prompt(text: str | None, settings: Settings, wrong: list[tuple[str, str]]) -> str | None:
+    """A system prompt as it is stored; none where it says nothing. What is wrong with it is added to `wrong`."""
+    prompt = (text or "").replace("\0", "\ufffd").strip() or None
+    if prompt is not None and len(prompt) > settings.max_text_chars:
+        wrong.append(("system_prompt", f"longer than {settings.max_text_chars} characters"))
+    return prompt
 
 
 def _read(data: bytes, decode: Callable[[bytes], T]) -> T:
@@ -138,11 +151,8 @@ def parse_change(data: bytes, runtime: Runtime) -> Change:
         change.title = " ".join(visible(change.title).split())
         if not 0 < len(change.title) <= TITLE_CHARS:
             wrong.append(("title", f"expected 1 to {TITLE_CHARS} characters"))
-    longest = runtime.settings.max_text_chars
-    if change.system_prompt is not UNSET and change.system_prompt is not None:
-        change.system_prompt = change.system_prompt.replace("\0", "\ufffd").strip() or None
-        if change.system_prompt is not None and len(change.system_prompt) > longest:
-            wrong.append(("system_prompt", f"longer than {longest} characters"))
+    if change.system_prompt is not UNSET:
+        change.system_prompt = _prompt(change.system_prompt, runtime.settings, wrong)
     if wrong:
         raise _invalid(wrong)
     if change.model is not UNSET and change.model is not None:

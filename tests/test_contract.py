@@ -130,6 +130,20 @@ def test_a_reply_that_is_being_written_refuses_another_beside_it(tmp_path: Path)
         posted.close()
 
 
+def test_a_new_conversation_s_system_prompt_holds_from_its_first_message(tmp_path: Path) -> None:
+    asked: list[Request] = []
+    app = bare(tmp_path)
+    FlaskChat(app).model("spy")(lambda request: asked.append(request) or ["ok"])  # type: ignore[func-returns-value]
+    with ChatClient(app) as client:
+        first = client._read(client.client.post("/chat/conversation", json=send("one", system_prompt="  Be brief.\0 ")))
+        client.ask("two", conversation_id=first.conversation_id)
+        client._read(client.client.post("/chat/conversation", json=send("three", "third", system_prompt="")))
+        found = client.client.get(f"/chat/conversations/{first.conversation_id}").json
+    assert [request.system_prompt for request in asked] == ["Be brief.\ufffd", "Be brief.\ufffd", ""]
+    assert found is not None
+    assert found["system_prompt"] == "Be brief.\ufffd"
+
+
 @pytest.mark.parametrize("prefix", ["", "openai:"])
 def test_a_model_is_chosen_by_its_id_and_only_if_it_is_offered(tmp_path: Path, prefix: str) -> None:
     app = bare(tmp_path)
@@ -173,6 +187,9 @@ REFUSED: list[tuple[Any, int, str, list[str] | None]] = [
     (send(action=None), 422, "invalid", ["action"]),
     (send(model="x" * 256), 422, "invalid", ["model"]),
     (send(model=["parrot"]), 422, "invalid", ["model"]),
+    (send(system_prompt=5), 422, "invalid", ["system_prompt"]),
+    (send(system_prompt="x" * 100_001), 422, "invalid", ["system_prompt"]),
+    (send(system_prompt="x", conversation_id="c_unknown"), 422, "invalid", ["system_prompt"]),
     ({"action": "regenerate"}, 422, "invalid", ["message_id", "request_id"]),
     ({"action": "continue", "message_id": "m_x"}, 422, "invalid", ["request_id"]),
     ({"action": "regenerate", "message_id": "m_unknown", "request_id": "r"}, 404, "not_found", None),

@@ -55,6 +55,8 @@ class Command(msgspec.Struct, kw_only=True, frozen=True):
     """Unset: the current leaf. None: a first question beside the first one."""
     message_id: str | None = None
     model: str | None = None
+    system_prompt: str | None = None
+    """Of a new conversation, from its first message on."""
 
 
 class Begun(msgspec.Struct, kw_only=True):

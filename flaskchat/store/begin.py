@@ -120,7 +120,7 @@ class Beginning:
             "owner": self.owner,
             "title": title_of(self.command.text),
             "model": None,
-            "system_prompt": None,
+            "system_prompt": self.command.system_prompt,
             "current_leaf_id": None,
             "created_at": self.now,
             "updated_at": self.now,
