@@ -154,11 +154,15 @@ class Database:
         try:
             yield
         except exc.DBAPIError as error:
-            now = time.monotonic()
-            if now - self._complained_at >= COMPLAIN_EVERY:
-                self._complained_at = now
-                logger.warning("the database %s cannot be used: %s", self.path, error.orig)
+            self._complain("cannot be used", error.orig)
             raise unavailable() from error
+
+    def _complain(self, what: str, why: object) -> None:
+        """Tell the operator, whom the answers do not reach; now and then, as each request brings the same."""
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAIN_EVERY:
+            self._complained_at = now
+            logger.warning("the database %s %s: %s", self.path, what, why)
 
     def write(self, function: Callable[[Connection], T]) -> T:
         """Run `function` in one transaction that writes; it is committed when this returns.
@@ -230,8 +234,9 @@ class Database:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if not busy:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except self.module.OperationalError:
-            pass  # another worker is at it
+        except self.module.Error as error:
+            if code_of(error) not in (5, 6):  # busy or locked: another worker is at it
+                self._complain("cannot be checkpointed, its write-ahead log grows", error)
         finally:
             connection.close()
 
