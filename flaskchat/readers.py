@@ -108,8 +108,12 @@ class Reader:
         self._waiter.wake()
 
     def on_ready(self) -> None:
-        """The client has closed its side."""
+        """The client has closed its side, or is not to be reached any more."""
         self._gone = True
+        with contextlib.suppress(OSError, AttributeError):
+            # Reading the error takes it off the socket. Else the server's last write would raise it, and of a network
+            # that went away (ETIMEDOUT) gunicorn logs a stack for every reader.
+            self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if self.fd is not None:
             self._owner.pump.poller.unregister(self.fd)
             self.fd = None

@@ -188,6 +188,8 @@ def body() -> bytes:
         raise TooSlow(f"The body did not come within {state.settings.body_timeout:g} s.")
     if data is None or len(data) > limit:
         raise BodyTooLarge(f"At most {limit} bytes.")
+    if len(data) < (request.content_length or 0):  # gunicorn hands on what came before the end of the connection
+        raise BadRequest("The body broke off.")
     return data
 
 
