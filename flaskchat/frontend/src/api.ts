@@ -19,6 +19,8 @@ export class Api {
   static #first: Promise<unknown> | null = null;
 
   readonly endpoint: string;
+  /** Told of each conversation that was changed or deleted by this page. */
+  changed: (id: string) => void = () => undefined;
   readonly #fetch: Fetch;
 
   /** @param endpoint the path under which the chat is mounted, without a slash at its end; "" for the root. */
@@ -58,8 +60,10 @@ export class Api {
     return this.#json("GET", `/conversations/${encodeURIComponent(id)}`);
   }
 
-  change(id: string, change: Change): Promise<Conversation> {
-    return this.#json("PATCH", `/conversations/${encodeURIComponent(id)}`, change);
+  async change(id: string, change: Change): Promise<Conversation> {
+    const conversation = await this.#json<Conversation>("PATCH", `/conversations/${encodeURIComponent(id)}`, change);
+    this.changed(id);
+    return conversation;
   }
 
   /** @param leaving the page goes away: the request has to outlive it, and can wait for nothing. */
@@ -71,6 +75,7 @@ export class Api {
     // One that is gone already is what was wanted.
     if (!response.ok && response.status !== 404) throw await problemOf(response);
     new Kept(this.endpoint).forget(id);
+    this.changed(id);
   }
 
   exportUrl(id: string, format: "json" | "markdown"): string {

@@ -35,12 +35,13 @@ import { html, LitElement, nothing } from "lit";
 import type { PropertyValues, TemplateResult } from "lit";
 import { Api } from "./api.ts";
 import { Composer } from "./composer.ts";
-import type { Entry } from "./conversation.ts";
+import { copy } from "./copy.ts";
+import { Drawing } from "./drawing.ts";
 import { Following } from "./following.ts";
 import { down } from "./icons.ts";
 import { loadMarkdown } from "./markdown-lazy.ts";
 import { Kept } from "./kept.ts";
-import { ReplyView } from "./message.ts";
+import { News } from "./news.ts";
 import type { Theme } from "./panels.ts";
 import type { Model } from "./protocol.ts";
 import { Follower } from "./scroll.ts";
@@ -50,9 +51,6 @@ import { styles } from "./styles.ts";
 import { Thread } from "./thread.ts";
 import { fitToView } from "./view.ts";
 import { WirePlace } from "./wire-place.ts";
-
-/** What all replies together may take of one frame; milliseconds. */
-const FRAME = 20;
 
 export class FlaskChatElement extends LitElement {
   static override styles = styles;
@@ -79,6 +77,7 @@ export class FlaskChatElement extends LitElement {
   #session!: Session;
   #kept!: Kept;
   #following!: Following;
+  #news!: News;
   readonly #wire = new WirePlace(this, {
     api: () => this.#api,
     plug: () => this.#session.plug(),
@@ -88,9 +87,7 @@ export class FlaskChatElement extends LitElement {
   #models: Model[] = [];
   #announcement = "";
   #follower: Follower | null = null;
-  readonly #views = new WeakMap<Entry, ReplyView>();
-  readonly #dirty = new Set<Entry>();
-  #frame = 0;
+  readonly #drawing = new Drawing(() => this.#follower?.grown());
 
   readonly #composer = new Composer(this, {
     kept: () => this.#kept,
@@ -114,8 +111,15 @@ export class FlaskChatElement extends LitElement {
     pick: (model) => (this.#session.model = model),
     href: (id) => this.#href(id),
     open: (id) => {
-      this.#show(id);
+      const shown = this.#show(id);
       if (this.page && this.#href(id) !== location.pathname) history.pushState(null, "", this.#href(id));
+      return shown;
+    },
+    reveal: async (message) => {
+      const entry = this.#session.reveal(message);
+      this.#follower?.leave();
+      await this.updateComplete;
+      return entry && this.#thread.article(entry);
     },
     announce: (words) => (this.#announcement = words),
     write: () => this.#composer.focus(),
@@ -124,7 +128,7 @@ export class FlaskChatElement extends LitElement {
 
   readonly #thread = new Thread(this, {
     session: () => this.#session,
-    view: (entry) => this.#view(entry),
+    view: (entry) => this.#drawing.view(entry),
     follower: () => this.#follower,
     copy: (text, button) => void copy(text, button),
     home: () => this.#shell.home(),
@@ -145,6 +149,11 @@ export class FlaskChatElement extends LitElement {
     super.connectedCallback();
     this.#api = new Api(this.endpoint);
     this.#kept = new Kept(this.#api.endpoint);
+    this.#news = new News(this.#api.endpoint, ({ conversation, run }) => {
+      this.#session.heard(conversation, run);
+      this.#shell.heard();
+    });
+    this.#api.changed = this.#news.tell;
     this.#following = new Following({
       endpoint: this.#api.endpoint,
       fetch: this.#api.fetch,
@@ -157,6 +166,7 @@ export class FlaskChatElement extends LitElement {
         onChange: () => this.requestUpdate(),
         onConversation: (id) => this.#named(id),
         onRun: () => this.#shell.ran(),
+        onNews: this.#news.tell,
         onSent: (ids) => this.#tell("message-sent", ids),
         onFinish: (end) => {
           this.#shell.tab.finished(end.status === "done");
@@ -182,10 +192,10 @@ export class FlaskChatElement extends LitElement {
     this.#session.close();
     this.#composer.flush();
     this.#following.close();
+    this.#news.close();
     this.#wire.close();
     this.#shell.disconnected();
-    cancelAnimationFrame(this.#frame);
-    this.#frame = 0;
+    this.#drawing.cancel();
   }
 
   readonly #listeners: [EventTarget, string, (event: Event) => void][] = [
@@ -193,7 +203,8 @@ export class FlaskChatElement extends LitElement {
     [window, "offline", () => (this.#session.offline = true)],
     [document, "visibilitychange", () => this.#looked()],
     [window, "storage", (event) => this.#session.sending.stored((event as StorageEvent).key)],
-    [window, "pagehide", () => this.#composer.flush()],
+    [window, "pagehide", () => (this.#composer.flush(), this.#news.close())],
+    [window, "pageshow", () => this.#news.open()],
     [window.visualViewport ?? window, "resize", () => this.page && fitToView(this)],
     [window, "popstate", () => this.page && this.#show(this.#idOf(location.pathname))],
   ];
@@ -212,7 +223,7 @@ export class FlaskChatElement extends LitElement {
   protected override willUpdate(changed: PropertyValues<this>): void {
     if (changed.has("model") && this.hasUpdated) this.#session.model = this.model;
     if (changed.has("conversation") && this.hasUpdated && this.conversation !== this.#session.conversation.id) {
-      this.#show(this.conversation);
+      void this.#show(this.conversation);
     }
   }
 
@@ -269,7 +280,7 @@ export class FlaskChatElement extends LitElement {
       <h2>What would you like to know?</h2>
       <p>
         ${model ? html`<b>${model.label}</b> answers. ` : nothing}You can reload, close the tab or lose the connection: the
-        reply goes on and is here when you come back.
+        reply goes on and is here when you come back.${this.#session.conversation.systemPrompt ? html` Your system prompt is set.` : nothing}
       </p>
     </div>`;
   }
@@ -282,39 +293,6 @@ export class FlaskChatElement extends LitElement {
     </div>`;
   }
 
-  /** The nodes of a reply, made once and told of every change. */
-  #view(entry: Entry): ReplyView {
-    let view = this.#views.get(entry);
-    if (!view) {
-      const later = (): void => {
-        this.#dirty.add(entry);
-        this.#frame ||= requestAnimationFrame(this.#draw);
-      };
-      view = new ReplyView(entry, later);
-      this.#views.set(entry, view);
-      entry.onText = () => {
-        this.#dirty.add(entry);
-        // A tab that is not looked at gets no frames; what is over is shown there, too.
-        if (!entry.running) this.#draw(performance.now());
-        else later();
-      };
-      if (!view.update(0)) later();
-    }
-    return view;
-  }
-
-  readonly #draw = (now: number): void => {
-    cancelAnimationFrame(this.#frame);
-    this.#frame = 0;
-    const until = performance.now() + FRAME;
-    for (const entry of this.#dirty) {
-      if (this.#views.get(entry)?.update(now) !== false) this.#dirty.delete(entry);
-      if (performance.now() > until) break;
-    }
-    this.#follower?.grown();
-    if (this.#dirty.size > 0) this.#frame = requestAnimationFrame(this.#draw);
-  };
-
   #href(id: string | null): string {
     return this.#api.url(id === null ? "/" : `/c/${encodeURIComponent(id)}`);
   }
@@ -324,13 +302,14 @@ export class FlaskChatElement extends LitElement {
     return path.startsWith(prefix) ? decodeURIComponent(path.slice(prefix.length)) : null;
   }
 
-  #show(id: string | null): void {
+  #show(id: string | null): Promise<void> {
     if (id !== null) this.#session.model = this.model; // what was picked elsewhere is not this conversation's
     this.conversation = id;
     this.#announcement = "";
-    void this.#session.open(id);
+    const shown = this.#session.open(id);
     this.#follower?.toEnd();
     this.#tell("conversationchange", { id });
+    return shown;
   }
 
   /** The conversation on the page has been given its id. */
@@ -367,18 +346,4 @@ export class FlaskChatElement extends LitElement {
     const code = button?.closest(".code")?.querySelector("pre code");
     if (button && code) void copy(code.textContent ?? "", button);
   };
-}
-
-/** To the clipboard, and say so on the button. Browsers give the clipboard to secure contexts only. */
-async function copy(text: string, button: HTMLElement): Promise<void> {
-  let words = "Copied";
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    words = "Not allowed here";
-  }
-  const before = button.dataset["label"] ?? button.textContent?.trim() ?? "";
-  button.dataset["label"] = before;
-  button.textContent = words;
-  setTimeout(() => (button.textContent = before), 1600);
 }

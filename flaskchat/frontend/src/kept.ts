@@ -6,6 +6,9 @@
  * Storage may be forbidden, in a frame or by a setting, or full: then memory has to do.
  */
 
+/** The name of a new conversation's system prompt, which is the server's as soon as there is a conversation. */
+export const PROMPT = "prompt";
+
 export type Place = Pick<Storage, "getItem" | "setItem" | "removeItem">;
 
 export class Kept {

@@ -21,6 +21,8 @@ import { isShown } from "./markdown.ts";
 import type { MathToken } from "./tex.ts";
 
 const DEEPEST = 40;
+/** Characters of a table's cell that has more than a few words. */
+const LONG = 24;
 /** Top-level blocks in one box: laying out what grew passes over its box's blocks, and over the other boxes as a whole. */
 const PAGE = 40;
 
@@ -285,7 +287,7 @@ function cells(row: Tokens.TableCell[]): string {
 function row(cells: Tokens.TableCell[]): HTMLElement {
   const node = create("tr");
   for (const cell of cells) {
-    const each = create(cell.header ? "th" : "td", cell.align ?? "");
+    const each = create(cell.header ? "th" : "td", `${cell.align ?? ""}${cell.text.length > LONG ? " long" : ""}`.trim());
     if (cell.header) each.setAttribute("scope", "col");
     new Inline(each).update(cell.tokens);
     node.append(each);

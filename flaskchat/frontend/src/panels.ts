@@ -33,12 +33,14 @@ export interface Context {
   sidebar: Sidebar;
   /** The conversation on the page. */
   shown: () => { id: string | null; title: string; systemPrompt: string };
-  /** Show a conversation, and go there with the focus. */
-  open: (id: string | null) => void;
+  /** Show a conversation, and go there with the focus. @returns when it is there. */
+  open: (id: string | null) => Promise<void>;
+  /** Bring a message of it into the branch that is shown. @returns what it is on the page. */
+  reveal: (message: string) => Promise<HTMLElement | null>;
   /** Show a conversation; the focus and what lies over it stay. */
   show: (id: string | null) => void;
   /** The server has changed a conversation, or is about to. */
-  changed: (id: string, fields: Partial<Pick<Conversation, "title" | "system_prompt">>) => void;
+  changed: (id: string | null, fields: Partial<Pick<Conversation, "title" | "system_prompt">>) => void;
   models: () => { items: Model[]; picked: string | null };
   pick: (model: string) => void;
   announce: (words: string) => void;
@@ -125,16 +127,17 @@ export class Panels {
     const { id, title } = this.#context.shown();
     const item = id === null ? null : { id, title };
     const theme = this.#context.theme();
+    const prompt = { label: "System prompt…", action: () => this.prompt() };
     this.menu.open(button, "This conversation", [
       ...(item
         ? [
             { label: "Rename", key: "F2", action: () => this.renameShown() },
-            { label: "System prompt…", action: () => this.prompt() },
+            prompt,
             ...this.#exports(item.id),
             { label: "Delete", alarm: true, action: () => this.remove(item, "header") },
             { separator: true as const },
           ]
-        : []),
+        : [prompt, { separator: true as const }]),
       ...(theme
         ? [
             ...(["auto", "light", "dark"] as const).map((each) => ({
@@ -161,9 +164,9 @@ export class Panels {
 
   prompt(): void {
     const { id, systemPrompt } = this.#context.shown();
-    if (id === null) return;
     this.dialogs.open("System prompt", promptDialog(systemPrompt, async (text) => {
-      await this.#context.api().change(id, { system_prompt: text || null });
+      // A new conversation takes it along with its first message.
+      if (id !== null) await this.#context.api().change(id, { system_prompt: text || null });
       this.#context.changed(id, { system_prompt: text || null });
       this.#context.announce(text ? "The system prompt is saved." : "The system prompt is taken away.");
     }, this.dialogs.close, () => this.#context.host.requestUpdate()));

@@ -127,7 +127,7 @@ export interface Stopped {
 
 /** The body of POST /conversation. */
 export type SendBody =
-  | { action: "send"; message: { id: string; text: string }; conversation_id?: string; parent_id?: string | null; model?: string }
+  | { action: "send"; message: { id: string; text: string }; conversation_id?: string; parent_id?: string | null; model?: string; system_prompt?: string }
   | { action: "regenerate"; message_id: string; request_id: string; model?: string }
   | { action: "continue"; message_id: string; request_id: string };
 

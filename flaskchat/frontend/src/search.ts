@@ -3,6 +3,7 @@
 import { html, nothing } from "lit";
 import type { TemplateResult } from "lit";
 import { repeat } from "lit/directives/repeat.js";
+import { openHit } from "./found.ts";
 import type { Context } from "./panels.ts";
 import type { ConversationItem, Hit } from "./protocol.ts";
 import { why } from "./why.ts";
@@ -83,7 +84,11 @@ export class Search {
     clearTimeout(this.#timer);
     if (query && (query !== this.#query || this.#state !== "found")) await this.#ask(query);
     const first = this.#items[0];
-    if (query && query === this.#query && this.#state === "found" && first) this.#context.open(first.id);
+    if (query && query === this.#query && this.#state === "found" && first) this.#open(first);
+  }
+
+  #open({ id, hit }: ConversationItem): void {
+    void (hit ? openHit(this.#context, id, hit) : this.#context.open(id));
   }
 
   async #ask(query: string, cursor: string | null = null): Promise<void> {
@@ -122,7 +127,8 @@ export class Search {
           this.#items,
           (item) => item.id,
           (item) => html`<li>
-            ${this.#row(item) ?? this.#context.sidebar.row(item, item.id === shown, title(item, query), item.hit ? hit(item.hit) : nothing)}
+            ${this.#row(item) ??
+            this.#context.sidebar.row(item, item.id === shown, title(item, query), item.hit ? hit(item.hit) : nothing, () => this.#open(item))}
           </li>`,
         )}
       </ul>

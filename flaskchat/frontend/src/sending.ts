@@ -136,6 +136,7 @@ export class Sending {
       if (conversation.id) body.conversation_id = conversation.id;
       if (place?.id) body.parent_id = place.id;
       else if (conversation.id) body.parent_id = null;
+      if (!conversation.id && conversation.systemPrompt) body.system_prompt = conversation.systemPrompt;
       const model = this.#desk.model();
       if (model) body.model = model;
     }

@@ -7,19 +7,18 @@ import type { Api } from "./api.ts";
 import { Branches } from "./branches.ts";
 import { Conversation } from "./conversation.ts";
 import type { Entry } from "./conversation.ts";
-import { Kept } from "./kept.ts";
+import { Kept, PROMPT } from "./kept.ts";
 import { newId, Problem } from "./protocol.ts";
-import type { RunEvent, SendBody, Status } from "./protocol.ts";
+import type { SendBody, Status } from "./protocol.ts";
 import { Queue } from "./queue.ts";
 import { Sending } from "./sending.ts";
-import type { Hooks } from "./sending.ts";
 import type { Follow } from "./following.ts";
-import { RunStream } from "./stream.ts";
-import type { Clock, Outcome } from "./stream.ts";
+import { REAL } from "./stream.ts";
+import type { Clock } from "./stream.ts";
+import { Streams } from "./streams.ts";
 import type { Wire } from "./wire.ts";
 import { Timing } from "./timing.ts";
 import type { Times } from "./timing.ts";
-import { endAnnouncement } from "./words.ts";
 
 export interface SessionEvents {
   /** Something other than a running reply's text changed. */
@@ -32,6 +31,8 @@ export interface SessionEvents {
   onSent?: (ids: { conversation: string; message: string; run: string }) => void;
   /** A reply that was followed has ended. */
   onFinish?: (end: { conversation: string | null; message: string | null; run: string | null; status: Status }) => void;
+  /** A reply that was asked for here began or ended, which no other tab can know. */
+  onNews?: (conversation: string, run: string | null) => void;
   /** For a screen reader. */
   onAnnounce?: (words: string) => void;
   /** The user's text comes back: it was not accepted. */
@@ -48,8 +49,6 @@ export interface SessionOptions {
   kept?: Kept;
 }
 
-const STOP_ATTEMPTS = 4;
-
 export class Session {
   conversation: Conversation;
   /** The model to ask, where the reader picked one. */
@@ -62,8 +61,7 @@ export class Session {
   readonly #api: Api;
   readonly #events: SessionEvents;
   readonly #options: SessionOptions;
-  readonly #streams = new Map<Entry, RunStream>();
-  #offline = false;
+  readonly #streams: Streams;
   #opening = 0;
   readonly #kept: Kept;
   /** Requests that may have reached the server although no answer came: made again, they keep their ids. */
@@ -74,16 +72,25 @@ export class Session {
     this.#api = api;
     this.#events = events;
     this.#options = options;
-    this.#branches = new Branches(api);
+    this.#branches = new Branches(api, options.clock ?? REAL, (words) => {
+      this.problem = words;
+      events.onChange();
+    });
     this.#kept = options.kept ?? new Kept(api.endpoint);
     this.conversation = this.#empty(null);
+    this.#streams = new Streams(api, events, options, this.#kept, {
+      shown: () => this.conversation,
+      reread: (conversation) => this.#reread(conversation),
+      problem: (words) => (this.problem = words),
+      pump: (conversation) => this.sending.pump(conversation),
+    });
   }
 
   readonly sending = new Sending({
     shown: () => this.conversation,
     loading: () => this.loading,
     model: () => this.model,
-    ask: (conversation, body, reply, hooks) => void this.#ask(conversation, body, reply, hooks),
+    ask: (conversation, body, reply, hooks) => this.#streams.ask(conversation, body, reply, hooks),
     problem: (words) => (this.problem = words),
     returned: (text) => this.#events.onReturn?.(text),
     changed: () => this.#events.onChange(),
@@ -127,6 +134,7 @@ export class Session {
 
   #empty(id: string | null): Conversation {
     const conversation = new Conversation(new Queue(this.#kept, id));
+    if (id === null) conversation.systemPrompt = this.#kept.read<string>(PROMPT, null) ?? "";
     // What another new conversation is still sending is not this one's.
     for (const { queue } of id === null ? this.sending.aside : []) for (const each of queue.flying) conversation.queue.flying.add(each);
     return conversation;
@@ -139,17 +147,14 @@ export class Session {
       this.sending.aside.add(conversation);
       return;
     }
-    for (const entry of conversation.entries) {
-      this.#streams.get(entry)?.close();
-      this.#streams.delete(entry);
-    }
+    this.#streams.leave(conversation.entries);
   }
 
   #read(conversation: Conversation, data: Parameters<Conversation["read"]>[0]): void {
-    conversation.read(data, new Set(this.#streams.keys()));
+    conversation.read(data, this.#streams.entries);
     const times = this.#kept.read<Record<string, Times>>("times", conversation.id) ?? {};
     for (const entry of conversation.entries) if (entry.id) entry.timing ??= Timing.of(times[entry.id]);
-    this.#followAll(conversation, data.running);
+    this.#streams.resume(conversation, data.running);
     const { queue } = conversation;
     const after = queue.load();
     if (queue.after === undefined && after) queue.after = conversation.find(after);
@@ -186,7 +191,7 @@ export class Session {
     body.request_id = this.#unsent.get(key) ?? body.request_id;
     this.#unsent.delete(key);
     this.problem = "";
-    void this.#ask(conversation, body, reply, {
+    this.#streams.ask(conversation, body, reply, {
       onKnown: (known) => {
         undo();
         conversation.show(known);
@@ -199,6 +204,20 @@ export class Session {
     });
   }
 
+  /** What the model is told first. A new conversation says it with its first message. */
+  prompt(text: string): void {
+    this.conversation.systemPrompt = text;
+    if (this.conversation.id === null) this.#kept.write(PROMPT, null, text || null);
+  }
+
+  /** Show the branch in which a message is. @returns it, if it is in this conversation. */
+  reveal(message: string): Entry | null {
+    const entry = this.conversation.find(message) ?? null;
+    if (entry && !this.conversation.branch.includes(entry)) this.conversation.show(entry);
+    this.#events.onChange();
+    return entry;
+  }
+
   /** Show the message before or after this one in its place. */
   walk(entry: Entry, step: 1 | -1): Entry {
     const next = this.#branches.walk(this.conversation, entry, step);
@@ -206,164 +225,37 @@ export class Session {
     return next;
   }
 
-  /** Stop the reply. Before the server has named the run, Stop waits for the name, or takes the question back. */
+  /** Stop the reply, also before the server has named its run. */
   stop(entry: Entry): void {
-    if (!entry.running || entry.stopping) return;
-    entry.stopping = true;
-    const stream = this.#streams.get(entry);
-    const runId = stream?.runId ?? null;
-    if (runId) void this.#stop(entry, runId);
-    else if (entry.connection?.phase === "waiting") stream?.close();
-    this.#events.onChange();
+    this.#streams.stop(entry);
   }
 
   /** What the browser thinks of its network. */
   set offline(offline: boolean) {
-    this.#offline = offline;
-    for (const stream of this.#streams.values()) stream.offline = offline;
+    this.#streams.offline = offline;
   }
 
   /** The page is looked at again: do not wait any longer. */
   wake(): void {
-    for (const stream of this.#streams.values()) stream.wake();
+    this.#streams.wake();
   }
 
   /** Break the connections off, to see what happens then. @returns how many there were. */
   plug(): number {
-    return [...this.#streams.values()].filter((stream) => stream.plug()).length;
+    return this.#streams.plug();
+  }
+
+  /** Another tab has begun or ended a reply, or changed something: if it is of the conversation on this page, show it. */
+  heard(conversation: string, run: string | null): void {
+    const { id, entries } = this.conversation;
+    if (id !== conversation || this.loading || (run !== null && entries.some((entry) => entry.runId === run))) return;
+    void this.#reread(this.conversation).then(() => this.#events.onChange());
   }
 
   /** Follow nothing any more. The runs go on. */
   close(): void {
     this.sending.closed = true;
-    for (const stream of this.#streams.values()) stream.close();
-    this.#streams.clear();
-  }
-
-  #followAll(conversation: Conversation, running: { run_id: string; message_id: string }[]): void {
-    for (const { run_id: runId, message_id: messageId } of running) {
-      const entry = conversation.find(messageId);
-      if (!entry || this.#streams.has(entry)) continue;
-      entry.begin();
-      entry.runId = runId;
-      void this.#follow(conversation, entry, { runId }, {});
-    }
-  }
-
-  #ask(conversation: Conversation, body: SendBody, reply: Entry, hooks: Hooks): Promise<void> {
-    return this.#follow(conversation, reply, { ask: { url: this.#api.url("/conversation"), body } }, hooks);
-  }
-
-  async #follow(
-    conversation: Conversation,
-    entry: Entry,
-    what: { runId: string } | { ask: { url: string; body: SendBody } },
-    hooks: Hooks,
-  ): Promise<void> {
-    const { wire, ...options } = this.#options;
-    const stream = new RunStream({
-      ...what,
-      ...options,
-      ...(wire ? { tap: wire.tap() } : {}),
-      fetch: this.#api.fetch,
-      eventsUrl: (runId) => this.#api.eventsUrl(runId),
-      offline: this.#offline,
-      onRunId: (runId) => {
-        entry.runId = runId;
-        if (entry.stopping) void this.#stop(entry, runId);
-      },
-      onConnection: (connection) => {
-        entry.connection = connection;
-        if (entry.stopping && stream.runId === null && connection.phase === "waiting") stream.close();
-        this.#events.onChange();
-      },
-      onEvent: (event) => this.#event(conversation, entry, event, hooks),
-    });
-    this.#streams.set(entry, stream);
-    const outcome = await stream.run();
-    if (this.#streams.get(entry) === stream) this.#streams.delete(entry);
-    entry.connection = null;
-    await this.#ended(conversation, entry, outcome, hooks);
-    this.sending.pump(conversation);
-    this.#events.onChange();
-  }
-
-  #event(conversation: Conversation, entry: Entry, event: RunEvent, hooks: Hooks): void {
-    if (hooks.known) return;
-    if (event.event === "start" && hooks.onKnown) {
-      const known = conversation.find(event.message_id);
-      if (known && known !== entry) {
-        // Sent before, by this page ere it was loaded anew or by another tab: what came of it is here already.
-        hooks.known = true;
-        this.#streams.get(entry)?.close();
-        return hooks.onKnown(known);
-      }
-    }
-    const silent = entry.text === entry.base && !entry.reasoning;
-    if (event.event === "title") {
-      conversation.title = event.title;
-      this.#events.onRun?.();
-    }
-    entry.apply(event);
-    if (event.event === "start") {
-      if (conversation.queue.after === entry && conversation.queue.items.length > 0) conversation.queue.save();
-      hooks.onStart?.(event.user_message_id);
-      if (hooks.onStart) {
-        this.#events.onSent?.({ conversation: event.conversation_id, message: event.user_message_id, run: event.run_id });
-      }
-      conversation.title ||= event.title;
-      conversation.model = event.model;
-      if (conversation.id === null) {
-        conversation.id = event.conversation_id;
-        conversation.queue.named(event.conversation_id);
-        if (this.conversation === conversation) this.#events.onConversation?.(event.conversation_id);
-      }
-      this.#events.onAnnounce?.("The reply has started.");
-      this.#events.onRun?.();
-    } else if (!entry.running) {
-      if (entry.timing && entry.id && conversation.id) {
-        const times = this.#kept.read<Record<string, Times>>("times", conversation.id);
-        this.#kept.write("times", conversation.id, { ...times, [entry.id]: entry.timing });
-      }
-      this.#events.onAnnounce?.(endAnnouncement(entry));
-      this.#events.onFinish?.({ conversation: conversation.id, message: entry.id, run: entry.runId, status: entry.status });
-      this.#events.onRun?.();
-    } else if (!silent && event.event !== "title" && event.event !== "reset") {
-      return; // Growing text needs no other change of the page.
-    }
-    this.#events.onChange();
-  }
-
-  async #ended(conversation: Conversation, entry: Entry, outcome: Outcome, hooks: Hooks): Promise<void> {
-    switch (outcome.kind) {
-      case "ended":
-        return;
-      case "closed":
-        // Taken back before it was sent, or the reader went to another conversation.
-        if (entry.stopping && entry.runId === null) hooks.onRefused?.(null);
-        return;
-      case "unsent":
-        hooks.onRefused?.(undefined);
-        return;
-      case "missing":
-        entry.end({ event: "interrupted", message: "The server does not know this reply any more." });
-        return;
-      case "refused":
-        if (entry.runId === null) {
-          hooks.onRefused?.(outcome.problem);
-          // Another tab asked here first, or sent this already: show what it asked.
-          if (["run_in_progress", "idempotency_conflict"].includes(outcome.problem.code)) {
-            if (!(await this.#reread(conversation))) hooks.onRefused?.(undefined);
-          }
-        } else {
-          entry.end({ event: "interrupted", message: outcome.problem.message });
-        }
-        return;
-      case "over":
-        if (!(await this.#reread(conversation))) {
-          entry.end({ event: "interrupted", message: "The end of this reply could not be loaded. Reload the page." });
-        }
-    }
+    this.#streams.leave(this.#streams.entries);
   }
 
   async #reread(conversation: Conversation): Promise<boolean> {
@@ -375,25 +267,5 @@ export class Session {
     } catch {
       return false;
     }
-  }
-
-  async #stop(entry: Entry, runId: string): Promise<void> {
-    for (let attempt = 1; ; attempt++) {
-      try {
-        const { state, upstream_closed_ms: closedIn } = await this.#api.stop(runId);
-        if ((state as Status) === "stopped") entry.closedIn = closedIn;
-        break;
-      } catch (error) {
-        const final = error instanceof Problem && error.status < 500;
-        if (final || attempt >= STOP_ATTEMPTS) {
-          this.problem = `Stop did not reach the server: ${error instanceof Problem ? error.message : "no connection."}`;
-          break;
-        }
-        const clock = this.#options.clock;
-        await new Promise<void>((resolve) => void (clock ? clock.setTimeout(resolve, 1000) : setTimeout(resolve, 1000)));
-      }
-    }
-    entry.stopping = false;
-    this.#events.onChange();
   }
 }

@@ -23,7 +23,10 @@ export interface ShellActions {
   models: () => Model[];
   pick: (model: string) => void;
   href: (id: string | null) => string;
-  open: (id: string | null) => void;
+  /** @returns when it is shown. */
+  open: (id: string | null) => Promise<void>;
+  /** Bring a message into the branch that is shown. @returns what it is on the page. */
+  reveal: (message: string) => Promise<HTMLElement | null>;
   announce: (words: string) => void;
   /** Put the focus where one writes. */
   write: () => void;
@@ -64,7 +67,7 @@ export class Shell {
     });
     this.sidebar = new Sidebar(this.list, {
       href: actions.href,
-      open: (id) => this.#open(id),
+      open: (id) => void this.#open(id),
       panels: () => this.panels,
       use: (action) => void this.use(action),
     });
@@ -136,7 +139,7 @@ export class Shell {
 
   async #load(): Promise<Panels> {
     const { Panels } = await import("./panels.ts");
-    const { session, models, pick, announce, api } = this.#actions;
+    const { session, models, pick, announce, api, reveal } = this.#actions;
     this.#trouble = false;
     this.panels = new Panels({
       host: this.#host,
@@ -145,12 +148,13 @@ export class Shell {
       sidebar: this.sidebar,
       shown: () => session().conversation,
       open: (id) => this.#open(id),
-      show: this.#actions.open,
+      show: (id) => void this.#actions.open(id),
+      reveal,
       changed: (id, { title, system_prompt: prompt }) => {
         const { conversation } = session();
         if (conversation.id !== id) return;
         if (title !== undefined) conversation.title = title;
-        if (prompt !== undefined) conversation.systemPrompt = prompt ?? "";
+        if (prompt !== undefined) session().prompt(prompt ?? "");
         this.#host.requestUpdate();
       },
       models: () => ({ items: models(), picked: session().model ?? session().conversation.model }),
@@ -187,10 +191,16 @@ export class Shell {
     if (conversation.id === id) conversation.title = title;
   }
 
-  #open(id: string | null): void {
+  async #open(id: string | null): Promise<void> {
     this.#over = false;
-    this.#actions.open(id);
+    const shown = this.#actions.open(id);
     this.home();
+    await shown;
+  }
+
+  /** Another tab has begun a reply, or changed a conversation. A tab that is not looked at asks when it is. */
+  heard(): void {
+    if (!document.hidden && this.list.loaded) void this.list.refresh();
   }
 
   /** Where the focus is never wrong: where one writes, but not where that would bring up a keyboard on the screen. */
@@ -289,7 +299,7 @@ export class Shell {
       case "wire":
         return this.#actions.wire();
       case "new":
-        return this.#open(null);
+        return void this.#open(null);
       case "write":
         if (this.#over) this.#toggle();
         void this.#host.updateComplete.then(() => this.#actions.write());

@@ -43,7 +43,7 @@ export class Sidebar {
     const panels = this.#actions.panels();
     return html`<nav class="side" part="sidebar" aria-label="Conversations" @keydown=${this.#key}>
       ${state.heading ? html`<div class="unseen" role="heading" aria-level=${state.heading}>Conversations</div>` : nothing}
-      <a class="new" part="new" href=${this.#actions.href(null)} @click=${(event: MouseEvent) => this.go(event, null)}>
+      <a class="new" part="new" href=${this.#actions.href(null)} @click=${(event: MouseEvent) => this.go(event, () => this.#actions.open(null))}>
         ${plus}<span>New conversation</span>
       </a>
       <input
@@ -90,8 +90,14 @@ export class Sidebar {
           : nothing}`;
   }
 
-  /** One conversation; `extra` stands below its title. */
-  row(item: ConversationItem, here: boolean, title: unknown = item.title || "Untitled", extra: unknown = nothing): TemplateResult {
+  /** One conversation; `extra` stands below its title. @param open opens it, where not simply as it is. */
+  row(
+    item: ConversationItem,
+    here: boolean,
+    title: unknown = item.title || "Untitled",
+    extra: unknown = nothing,
+    open = (): void => this.#actions.open(item.id),
+  ): TemplateResult {
     const writing = item.running_run_id !== null;
     const name = item.title || "Untitled";
     return html`<a
@@ -99,7 +105,7 @@ export class Sidebar {
         data-id=${item.id}
         aria-current=${here ? "page" : nothing}
         title=${name}
-        @click=${(event: MouseEvent) => this.go(event, item.id)}
+        @click=${(event: MouseEvent) => this.go(event, open)}
       >
         <span class="name" dir="auto">${title}</span>
         ${extra}
@@ -160,10 +166,10 @@ export class Sidebar {
     event.stopPropagation();
   };
 
-  go(event: MouseEvent, id: string | null): void {
+  go(event: MouseEvent, open: () => void): void {
     // Another tab or window is the browser's business.
     if (event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    this.#actions.open(id);
+    open();
   }
 }

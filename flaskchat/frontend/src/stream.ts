@@ -31,7 +31,7 @@ export interface Clock {
   random(): number;
 }
 
-const REAL: Clock = {
+export const REAL: Clock = {
   setTimeout: (callback, delay) => setTimeout(callback, delay),
   clearTimeout: (handle) => clearTimeout(handle as ReturnType<typeof setTimeout>),
   random: Math.random,
@@ -79,6 +79,8 @@ const FIRST_DELAY = 500;
 const LONGEST_DELAY = 15_000;
 const ASK_ATTEMPTS = 5;
 const NOT_A_STREAM_ATTEMPTS = 5;
+/** How long the server has to end the body after the terminal event. Some proxy may keep it open. Milliseconds. */
+const LAST = 1000;
 /** Characters of one frame: far above the longest reply the server keeps. */
 const MAX_FRAME = 16 << 20;
 
@@ -256,9 +258,23 @@ export class RunStream {
       parser.feed(decoder.decode(value, { stream: true }));
       for (const frame of frames.splice(0)) {
         const ended = this.#frame(frame.event, frame.id, frame.data);
-        if (ended) return { kind: "ended", event: ended };
+        if (ended) {
+          await this.#drain(reader);
+          return { kind: "ended", event: ended };
+        }
       }
     }
+  }
+
+  /** Read to the end that follows the terminal event: to leave before would be a request that failed, for the browser. */
+  async #drain(reader: ReadableStreamDefaultReader<Uint8Array>): Promise<void> {
+    let late: unknown;
+    const patience = new Promise<void>((resolve) => (late = this.#clock.setTimeout(resolve, LAST)));
+    const read = async (): Promise<void> => {
+      while (!(await reader.read()).done);
+    };
+    await Promise.race([read().catch(() => undefined), patience]);
+    this.#clock.clearTimeout(late);
   }
 
   #frame(name: string | undefined, id: string | undefined, data: string): TerminalEvent | null {

@@ -135,11 +135,11 @@ export class Thread {
 
   /** To another version, which comes to stand where this one stood; the focus goes with it. */
   #step(entry: Entry, step: 1 | -1): void {
-    const top = this.#article(entry)?.getBoundingClientRect().top;
+    const top = this.article(entry)?.getBoundingClientRect().top;
     this.#actions.follower()?.leave();
     const next = this.#actions.session().walk(entry, step);
     void this.#host.updateComplete.then(() => {
-      const article = this.#article(next);
+      const article = this.article(next);
       if (article && top !== undefined) {
         article.closest(".scroll")!.scrollTop += article.getBoundingClientRect().top - top;
       }
@@ -147,7 +147,8 @@ export class Thread {
     });
   }
 
-  #article(entry: Entry): HTMLElement | null {
+  /** What a message is on the page. */
+  article(entry: Entry): HTMLElement | null {
     return this.#host.renderRoot.querySelector(`[data-key="${entry.key}"]`);
   }
 
@@ -191,7 +192,7 @@ export class Thread {
       this.#editing = null;
       this.#host.requestUpdate();
       void this.#host.updateComplete.then(() => {
-        const button = entry && this.#article(entry)?.querySelector<HTMLElement>(".edit");
+        const button = entry && this.article(entry)?.querySelector<HTMLElement>(".edit");
         if (button) button.focus();
         else this.#actions.home();
       });

@@ -168,6 +168,20 @@ test("a reply is read to its terminal event", async () => {
   assert.deepEqual(harness.requests.map(({ method, url }) => `${method} ${url}`), ["POST /conversation"]);
 });
 
+test("the body is read to the end that follows the terminal event, but not for ever", async () => {
+  const open = new Answer().write(start + done(2));
+  const harness = new Harness([open]);
+  await harness.clock.pass(900);
+  assert.deepEqual(harness.seqs, [1, 2], "the reply itself does not wait for it");
+  assert.equal(harness.outcome, null);
+  open.end();
+  await harness.clock.pass(0);
+  assert.equal(harness.outcome!.kind, "ended");
+  const held = new Harness([new Answer().write(start + done(2))]);
+  await held.clock.pass(1000);
+  assert.equal(held.outcome!.kind, "ended");
+});
+
 test("a reply cut at any byte is resumed from the last whole event, with nothing missing or twice", async () => {
   const whole = start + delta(2, "Grüße ") + ": hb\n" + delta(3, "🦜 ") + delta(4, "x") + done(5);
   const bytes = new TextEncoder().encode(whole);
@@ -180,7 +194,7 @@ test("a reply cut at any byte is resumed from the last whole event, with nothing
     const harness = new Harness([first, second]);
     await harness.clock.pass(1500);
     const last = Number(harness.requests[1]?.lastEventId ?? 0);
-    if (harness.outcome === null) second.write((last === 0 ? start + delta(2, "Grüße ") + rest(2) : rest(last)));
+    if (harness.outcome === null) second.write((last === 0 ? start + delta(2, "Grüße ") + rest(2) : rest(last))).end();
     await harness.clock.pass(0);
     assert.equal(harness.text, "Grüße 🦜 x", `cut at ${cut}`);
     assert.deepEqual(harness.seqs, [1, 2, 3, 4, 5], `cut at ${cut}`);
@@ -189,7 +203,7 @@ test("a reply cut at any byte is resumed from the last whole event, with nothing
 });
 
 test("a stream that ends without a terminal event is resumed, at first without a word", async () => {
-  const harness = new Harness([new Answer().write(start + delta(2, "a")).end(), "no connection", new Answer().write(delta(3, "b") + done(4))]);
+  const harness = new Harness([new Answer().write(start + delta(2, "a")).end(), "no connection", new Answer().write(delta(3, "b") + done(4)).end()]);
   await harness.clock.pass(0);
   assert.deepEqual(harness.last, { phase: "waiting", reason: "lost", attempt: 1, silent: true, sent: true });
   await harness.clock.pass(1000);
@@ -201,7 +215,7 @@ test("a stream that ends without a terminal event is resumed, at first without a
 
 test("events that come twice are passed over, and a gap is read again", async () => {
   const gap = new Answer().write(start + delta(2, "a") + delta(2, "a") + delta(4, "c"));
-  const harness = new Harness([gap, new Answer().write(delta(2, "a") + delta(3, "b") + delta(4, "c") + done(5))]);
+  const harness = new Harness([gap, new Answer().write(delta(2, "a") + delta(3, "b") + delta(4, "c") + done(5)).end()]);
   await harness.clock.pass(1000);
   assert.equal(harness.text, "abc");
   assert.equal(harness.requests[1]!.lastEventId, "2");
@@ -209,7 +223,7 @@ test("events that come twice are passed over, and a gap is read again", async ()
 
 test("a reset replaces the text and sets the cursor", async () => {
   const reset = `event: reset\ndata: ${JSON.stringify({ seq: 7, text: "All so far" })}\n\n`;
-  const harness = new Harness([new Answer().write(start + delta(2, "x")).cut(), new Answer().write(reset + delta(8, ", and more")).cut(), new Answer().write(done(9))]);
+  const harness = new Harness([new Answer().write(start + delta(2, "x")).cut(), new Answer().write(reset + delta(8, ", and more")).cut(), new Answer().write(done(9)).end()]);
   await harness.clock.pass(2000);
   assert.equal(harness.text, "All so far, and more");
   assert.equal(harness.requests[2]!.lastEventId, "8");
@@ -218,7 +232,7 @@ test("a reset replaces the text and sets the cursor", async () => {
 
 test("silence of two heartbeats and a margin is a drop, a heartbeat is not silence", async () => {
   const first = new Answer().write(start + delta(2, "a"));
-  const harness = new Harness([first, new Answer().write(delta(3, "b") + done(4))]);
+  const harness = new Harness([first, new Answer().write(delta(3, "b") + done(4)).end()]);
   await harness.clock.pass(30_000);
   first.write(": hb\n");
   await harness.clock.pass(34_000);
@@ -229,7 +243,7 @@ test("silence of two heartbeats and a margin is a drop, a heartbeat is not silen
 });
 
 test("a server that takes the connection and never answers is a drop", async () => {
-  const harness = new Harness(["hangs", new Answer().write(start + done(2))]);
+  const harness = new Harness(["hangs", new Answer().write(start + done(2)).end()]);
   await harness.clock.pass(36_000);
   assert.equal(harness.requests.length, 2);
   assert.equal(harness.outcome!.kind, "ended");
@@ -248,14 +262,14 @@ test("waits grow, are bounded, and end when the connection is back", async () =>
   assert.ok(times.at(-1)! <= 15_100 && times.at(-1)! > 14_000, String(times));
   harness.stream.offline = true;
   await harness.clock.pass(100);
-  harness.replies.push(new Answer().write(done(2)));
+  harness.replies.push(new Answer().write(done(2)).end());
   harness.stream.offline = false;
   await harness.clock.pass(0);
   assert.equal(harness.outcome!.kind, "ended");
 });
 
 test("going offline is said, and following goes on in case the server is near", async () => {
-  const harness = new Harness([new Answer().write(start + delta(2, "a")), "no connection", new Answer().write(delta(3, "b") + done(4))]);
+  const harness = new Harness([new Answer().write(start + delta(2, "a")), "no connection", new Answer().write(delta(3, "b") + done(4)).end()]);
   await harness.clock.pass(0);
   harness.stream.offline = true;
   await harness.clock.pass(0);
@@ -275,7 +289,7 @@ test("204 means the run is over, 404 that nobody knows it", async () => {
 });
 
 test("a busy server is asked again when it says so", async () => {
-  const harness = new Harness([problem(503, "full", { "Retry-After": "7" }), new Answer().write(start + done(2))], { runId: "run_1" });
+  const harness = new Harness([problem(503, "full", { "Retry-After": "7" }), new Answer().write(start + done(2)).end()], { runId: "run_1" });
   await harness.clock.pass(6_900);
   assert.equal(harness.last.phase === "waiting" && harness.last.reason, "busy");
   assert.equal(harness.requests.length, 1);
@@ -284,7 +298,7 @@ test("a busy server is asked again when it says so", async () => {
 });
 
 test("a question that gets no answer is sent again with the same id, a few times", async () => {
-  const harness = new Harness(["no connection", new Response("Bad gateway", { status: 502 }), problem(503, "draining"), new Answer().write(start + done(2))]);
+  const harness = new Harness(["no connection", new Response("Bad gateway", { status: 502 }), problem(503, "draining"), new Answer().write(start + done(2)).end()]);
   await harness.clock.pass(20_000);
   assert.equal(harness.requests.length, 4);
   assert.equal(new Set(harness.requests.map((request) => request.body)).size, 1);
@@ -300,7 +314,7 @@ test("a question is not given up while the browser is offline", async () => {
   const harness = new Harness([], { offline: true });
   await harness.clock.pass(300_000);
   assert.equal(harness.outcome, null);
-  harness.replies.push(new Answer().write(start + done(2)));
+  harness.replies.push(new Answer().write(start + done(2)).end());
   harness.stream.offline = false;
   await harness.clock.pass(0);
   assert.equal(harness.outcome!.kind, "ended");
@@ -323,7 +337,7 @@ test("a page in place of a stream is not taken for one, nor asked for without en
 });
 
 test("an event of an unknown kind is passed over and counts", async () => {
-  const harness = new Harness([new Answer().write(start + frame(2, "citation", { url: "x" }) + delta(3, "a") + done(4))]);
+  const harness = new Harness([new Answer().write(start + frame(2, "citation", { url: "x" }) + delta(3, "a") + done(4)).end()]);
   await harness.clock.pass(0);
   assert.equal(harness.text, "a");
   assert.equal(harness.outcome!.kind, "ended");
