@@ -100,6 +100,10 @@ class Settings:
         5.0, "How long a worker that is told to leave goes on with its replies. Shorter than graceful_timeout.",
         unit="seconds", minimum=0,
     )  # fmt: skip
+    hub_limit: float = _setting(
+        0.1, "How long one call may hold a gevent worker before its stack is logged; 0: nothing watches.",
+        unit="seconds", minimum=0,
+    )  # fmt: skip
     max_streams: int | None = _setting(
         None, "Open streams in one worker; absent: nine tenths of its connections or threads.",
         minimum=1,

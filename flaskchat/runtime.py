@@ -25,6 +25,7 @@ from .store.engine import Database
 from .store.lease import Holding
 from .store.sql import Store
 from .sweep import Sweeper
+from .watch import Watch
 
 logger = logging.getLogger("flaskchat")
 
@@ -44,11 +45,14 @@ class Runtime:
         self.worker: Any = server.gunicorn_worker()
         if self.worker is not None:
             server.refuse_sync(self.worker)
+        self.watch = Watch(settings.hub_limit)
+        self.watch.start()  # first: the start must not hold the hub either
         self.database = Database(url, timeout=settings.database_timeout)
         try:
             self.database.offload(migrate.upgrade, self.database)
         except BaseException:
             self.database.close()  # its threads: whoever comes next tries again
+            self.watch.close()
             raise
         self.store = Store(self.database)
         self.live = Live(settings.live_bytes)
@@ -99,6 +103,7 @@ class Runtime:
         self._release()
         self.live.close()
         self.database.close()
+        self.watch.close()
 
     def _release(self) -> None:
         try:

@@ -21,7 +21,7 @@ ROOMS = (
     # the life of a run, in one worker
     "runtime", "runs", "titles", "readers", "bodies", "sweep",
     # the tick
-    "pump", "feed", "live", "poller", "replay", "metrics", "server",
+    "pump", "feed", "live", "poller", "replay", "metrics", "server", "watch",
     # the outside: models, the log, the store
     "providers", "log", "store",
     # what everybody uses
