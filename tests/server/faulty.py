@@ -1,20 +1,24 @@
-"""The test application with Python models that misbehave, and a watch on the hub: `tests.server.faulty:app`."""
+"""The test application with Python models that misbehave, and routes that hold the hub: `tests.server.faulty:app`."""
 
 import contextlib
 import os
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import gevent
+from flask import Response, g, request
 from gevent import monkey
 
-from flaskchat import Request, sweep
+from flaskchat import Request, sweep, watch
+from flaskchat.store import engine
 from tests.server.app import app, chat
 
 # A lease that stands still is counted out sooner, where a test is not about how soon.
 sweep.ROUND = float(os.environ.get("TEST_SWEEP_ROUND", sweep.ROUND))
+# And the write-ahead log goes into the database sooner, so that a test sees it happen.
+engine.CHECKPOINT_BYTES = int(os.environ.get("TEST_CHECKPOINT_BYTES", engine.CHECKPOINT_BYTES))
+watch.STUCK = float(os.environ.get("TEST_STUCK", watch.STUCK))
 
 FOLDER = Path(os.environ["TEST_INSTANCE"]).parent
 
@@ -99,54 +103,58 @@ def lines(request: Request) -> Iterator[str]:
             time.sleep(1 / rate)
 
 
-class Watch:
-    """For how long the hub was held, at most, since it was last asked.
-
-    A native thread ticks beside it. When both are late the machine was busy elsewhere, and that is taken off.
-    """
-
-    def __init__(self) -> None:
-        self.worst = 0.0
-        self.ticks = [time.perf_counter()]
-        gevent.spawn(self.run)
-
-    def run(self) -> None:
-        monkey.get_original("_thread", "start_new_thread")(self.beside, ())
-        last = time.perf_counter()
-        while True:
-            gevent.sleep(0.005)
-            now = time.perf_counter()
-            beside = [at for at in self.ticks if at >= last - 1]
-            self.ticks = beside[-200:]
-            late = max((b - a for a, b in pairwise([*beside, now]) if b > last), default=0.0)
-            self.worst, last = max(self.worst, now - last - late), now
-
-    def beside(self) -> None:
-        sleep = monkey.get_original("time", "sleep")
-        while True:
-            sleep(0.005)
-            self.ticks.append(time.perf_counter())
+@app.before_request
+def hurry() -> None:
+    """A host that gives its requests so many seconds, and then ends them wherever they are."""
+    if "X-Seconds" in request.headers:
+        g.hurry = gevent.Timeout.start_new(float(request.headers["X-Seconds"]))
 
 
-watch = Watch()
+@app.after_request
+def hurry_no_more(response: Response) -> Response:
+    if "hurry" in g:
+        g.hurry.close()
+    return response
 
 
 @app.get("/hub")
 def hub() -> dict[str, float]:
-    worst, watch.worst = watch.worst, 0.0
-    return {"held": worst}
+    """What the watch has found: for how long the hub was held at most since this was last asked, and how often ever."""
+    found = app.extensions["flaskchat"].runtime.watch
+    return {"held": found.reset(), "holds": found.holds}
 
 
 @app.get("/hold")
 def hold() -> str:
-    """Does what nothing should: waits in C, and counts, without letting others run."""
-    monkey.get_original("time", "sleep")(0.3)
+    """Does what nothing should: waits in C, without letting others run."""
+    monkey.get_original("time", "sleep")(float(request.args.get("seconds", 0.3)))
     return "held"
 
 
 @app.get("/spin")
 def spin() -> str:
-    until = time.perf_counter() + 0.3
-    while time.perf_counter() < until:
-        pass
+    """Computes for 0.3 s, however long that takes on a machine with other work."""
+    compute(0.3)
     return "spun"
+
+
+@app.get("/mute")
+def mute_threads() -> str:
+    """Computes within one call into C, so that no other thread runs either."""
+    until = time.thread_time() + 0.3
+    while time.thread_time() < until:
+        sum(range(30_000_000))
+    return "summed"
+
+
+@app.get("/crowd")
+def crowd() -> str:
+    """Many greenlets, of which none takes long."""
+    gevent.joinall([gevent.spawn(compute, 0.005) for _ in range(60)])
+    return "gone"
+
+
+def compute(seconds: float) -> None:
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
