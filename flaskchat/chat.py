@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from .config import Settings
 from .errors import Invalid, NotFound, NotJSON
-from .readers import Reader
+from .reader import Reader
 from .runtime import Runtime
 from .store.base import Command
 from .store.change import Change

@@ -16,6 +16,7 @@ from . import tasks
 
 READ = 1
 HANGUP = 2
+_GONE = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 
 
 def _original(name: str) -> Any:
@@ -38,8 +39,11 @@ class _Epoll:
         # HUP and ERR are always reported. RDHUP is the client's FIN, without reading what it may have sent before.
         self._epoll.register(fd, select.EPOLLIN if kind == READ else select.EPOLLRDHUP)
 
-    def poll(self, timeout: float) -> list[int]:
-        return [fd for fd, _ in self._epoll.poll(timeout, 1024)]
+    def modify(self, fd: int, writing: bool) -> None:
+        self._epoll.modify(fd, select.EPOLLRDHUP | (select.EPOLLOUT if writing else 0))
+
+    def poll(self, timeout: float) -> list[tuple[int, bool]]:
+        return [(fd, bool(mask & _GONE)) for fd, mask in self._epoll.poll(timeout, 1024)]
 
 
 class _Kqueue:
@@ -58,9 +62,18 @@ class _Kqueue:
         self._hangups.discard(fd)
         self._kqueue.control([select.kevent(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)], 0)  # type: ignore[attr-defined]
 
-    def poll(self, timeout: float) -> list[int]:
-        events = self._kqueue.control(None, 1024, timeout)
-        return [e.ident for e in events if e.ident not in self._hangups or e.flags & select.KQ_EV_EOF]  # type: ignore[attr-defined]
+    def modify(self, fd: int, writing: bool) -> None:
+        flag = select.KQ_EV_ADD if writing else select.KQ_EV_DELETE  # type: ignore[attr-defined]
+        self._kqueue.control([select.kevent(fd, select.KQ_FILTER_WRITE, flag)], 0)  # type: ignore[attr-defined]
+
+    def poll(self, timeout: float) -> list[tuple[int, bool]]:
+        found = []
+        for event in self._kqueue.control(None, 1024, timeout):
+            gone = bool(event.flags & select.KQ_EV_EOF)  # type: ignore[attr-defined]
+            # bytes that a client sent ahead are no news
+            if gone or event.ident not in self._hangups or event.filter == select.KQ_FILTER_WRITE:  # type: ignore[attr-defined]
+                found.append((event.ident, gone))
+        return found
 
 
 class Poller:
@@ -80,6 +93,10 @@ class Poller:
         """:param kind: READ, or HANGUP for a peer that has closed its side."""
         self._owners[fd] = owner
         self._selector.register(fd, kind)
+
+    def modify(self, fd: int, *, writing: bool) -> None:
+        """Of a HANGUP registration: whether to tell also when the descriptor takes more."""
+        self._selector.modify(fd, writing)
 
     def unregister(self, fd: int) -> None:
         """Must come before the descriptor is closed: its number is given to the next socket at once."""
@@ -105,10 +122,10 @@ class Poller:
             # Level-triggered: looking takes nothing away from `ready`.
             self._selector.poll(timeout)
 
-    def ready(self) -> list[Any]:
-        """The owners of what is ready, without waiting."""
+    def ready(self) -> list[tuple[Any, bool]]:
+        """The owners of what is ready, without waiting, each with whether its peer has gone."""
         found = []
-        for fd in self._selector.poll(0):
+        for fd, gone in self._selector.poll(0):
             if fd == self._bell_read:
                 with contextlib.suppress(OSError):
                     os.read(self._bell_read, 64)
@@ -116,7 +133,7 @@ class Poller:
             else:
                 owner = self._owners.get(fd)
                 if owner is not None:
-                    found.append(owner)
+                    found.append((owner, gone))
         return found
 
     def close(self) -> None:

@@ -41,8 +41,8 @@ BREATH = 5000
 
 
 class Ready(Protocol):
-    def on_ready(self) -> None:
-        """Its descriptor is ready: the client hung up."""
+    def on_ready(self, gone: bool) -> None:
+        """Its descriptor is ready: the client hung up (`gone`), or can be sent more."""
 
 
 class Look:
@@ -259,11 +259,11 @@ class Pump:
         touched = dict.fromkeys(self._again)
         while self._touched:
             touched[self._touched.popleft()] = None
-        for owner in self.poller.ready():
+        for owner, gone in self.poller.ready():
             if type(owner) is Feed:
                 touched[owner] = None
             else:
-                owner.on_ready()
+                owner.on_ready(gone)
         self._again = []
         lease = self._lease()  # after the feeds were collected: whatever was begun under it is not taken for older
         ours = []

@@ -27,15 +27,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from . import sse, tasks
+from . import sse
 from .config import Settings
 from .errors import NotFound, Unavailable
 from .feed import Feed
 from .live import CHUNK, Live, LiveRun
 from .log.base import LogUnavailable
 from .models import Reset
-from .poller import HANGUP
 from .pump import Pump
+from .reader import Reader
 from .replay import Replay
 from .store.sql import Store
 
@@ -45,98 +45,13 @@ LOG_PATIENCE = 15.0
 """Seconds without a usable log after which readers are sent away to try elsewhere."""
 
 
-class Reader:
-    """One response that follows one live run."""
-
-    __slots__ = (
-        "_closed", "_first", "_gone", "_owner", "_prefix", "_socket", "_waiter", "cursor", "fd", "idle_since", "run",
-        "writing_since",
-    )  # fmt: skip
-
-    def __init__(self, owner: Readers, run: LiveRun, cursor: int, prefix: bytes, first: bytes, sock: Any) -> None:
-        """:param prefix: goes in front of the first frame.
-        :param first: what comes before the log's events, such as a reset.
-        :param sock: the client's socket where the server gives it, to be watched and bounded.
-        """
-        self._owner = owner
-        self.run = run
-        self.cursor = cursor
-        self._prefix = prefix
-        self._first = first
-        self._socket = sock
-        self._gone = False
-        self._closed = False
-        self._waiter = tasks.waiter()
-        self.fd: int | None = None
-        self.idle_since = time.monotonic()
-        self.writing_since = 0.0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        self.writing_since = 0.0
-        while True:
-            data = self._take()
-            if data:
-                if self._prefix and data is not sse.HEARTBEAT:
-                    data, self._prefix = self._prefix + data, b""
-                return self._write(data)
-            if self.run.ended or self.run.closed or self._gone or self._closed or self._owner.leaving:
-                raise StopIteration
-            if time.monotonic() - self.idle_since >= self._owner.heartbeat:
-                return self._write(sse.HEARTBEAT)
-            self._waiter.wait()
-
-    def _take(self) -> bytes:
-        if self._first:
-            data, self._first = self._first, b""
-            return data
-        if self._gone or self._closed:
-            return b""
-        try:
-            data, self.cursor = self.run.take(self.cursor)
-        except LookupError:
-            data = self._owner.from_log(self)
-        return data
-
-    def _write(self, data: bytes) -> bytes:
-        self.idle_since = self.writing_since = time.monotonic()
-        return data
-
-    def wake(self) -> None:
-        self._waiter.wake()
-
-    def on_ready(self) -> None:
-        """The client has closed its side, or is not to be reached any more."""
-        self._gone = True
-        with contextlib.suppress(OSError, AttributeError):
-            # Reading the error takes it off the socket. Else the server's last write would raise it, and of a network
-            # that went away (ETIMEDOUT) gunicorn logs a stack for every reader.
-            self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if self.fd is not None:
-            self._owner.pump.poller.unregister(self.fd)
-            self.fd = None
-        self._waiter.wake()
-
-    def cut(self) -> None:
-        """End the writing that waits for a client which does not read."""
-        self._gone = True
-        with contextlib.suppress(OSError, AttributeError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._owner.detach(self)
-
-
 class Readers:
     """All readers of one worker."""
 
     def __init__(self, settings: Settings, pump: Pump, live: Live, store: Store, *, capacity: int) -> None:
         """:param capacity: open streams at most, so that other requests always find a place."""
         self.pump = pump
+        self.poller = pump.poller
         self.heartbeat = settings.heartbeat
         self.capacity = capacity
         self.leaving = False
@@ -224,22 +139,16 @@ class Readers:
         return reader
 
     def detach(self, reader: Reader) -> None:
-        if reader.fd is not None:
-            self.pump.poller.unregister(reader.fd)
-            reader.fd = None
+        """It has ended."""
         self._live.unwatch(reader.run, reader)
         self._open.discard(reader)
-        reader.wake()
 
     def _prepare(self, reader: Reader, sock: Any) -> None:
         with contextlib.suppress(OSError):  # a Unix socket knows neither TCP nor, behind a proxy, a client that stalls
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
             if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._stall * 1000))
-        with contextlib.suppress(OSError, ValueError):
-            fd = sock.fileno()
-            self.pump.poller.register(fd, HANGUP, reader)
-            reader.fd = fd
+        reader.watch(sock.fileno())
 
     def _locate(self, run_id: str, owner: str) -> LiveRun | None:
         """The run in memory, brought there if another worker writes it; None if it has ended.
@@ -348,7 +257,7 @@ class Readers:
             if reader.writing_since and now - reader.writing_since > self._stall:
                 reader.cut()
             elif hopeless:
-                reader.on_ready()
+                reader.leave()
             elif now - reader.idle_since >= self.heartbeat:
                 reader.wake()
         self._live.tidy(keep_ended=KEEP_ENDED)

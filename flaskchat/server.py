@@ -6,6 +6,7 @@ import signal
 from typing import Any
 
 from .errors import ConfigurationError
+from .outlet import Offer
 
 THREADS_UNKNOWN = 64
 """Streams at most under a server of which we know nothing (`flask run` starts a thread for each request)."""
@@ -30,6 +31,25 @@ def refuse_sync(worker: Any) -> None:
             "gunicorn's sync worker serves one request at a time, so one open stream would stop everything else. "
             "Start it with `gunicorn -k gevent` (worker_class = 'gevent'), or with `-k gthread --threads 32`."
         )
+
+
+def offer(environ: dict[str, Any], start_response: Any) -> Offer | None:
+    """The connection of a response that `start_response` has begun and whose head has not been sent, where the server
+    can be relieved of it; None where it must go on iterating.
+    """
+    response: Any = getattr(start_response, "__self__", None)
+    sock = environ.get("gunicorn.socket")
+    if not (_is(response, "gunicorn.http.wsgi", "Response") and _is(sock, "gevent._socket3", "socket")):
+        return None
+    if getattr(response.cfg, "protocol", "http") != "http" or environ["REQUEST_METHOD"] == "HEAD":
+        return None
+    response.force_close()
+    return Offer(sock, response.chunked)
+
+
+def _is(thing: object, module: str, name: str) -> bool:
+    """Of exactly this class, without importing it: a subclass may do something else."""
+    return type(thing).__module__ == module and type(thing).__name__ == name
 
 
 def capacity(worker: Any) -> int:

@@ -168,6 +168,7 @@ class Log:
     """The pump, as far as readers ask it. While its log is read, the run goes on."""
 
     def __init__(self) -> None:
+        self.poller = None
         self.checks: list[Any] = []
         self.unavailable_since = None
         self.readable = True

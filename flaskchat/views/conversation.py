@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from flask import Blueprint, Response, request
 
-from .. import chat, sse
+from .. import chat, server, sse
 from ..errors import Unavailable
-from ..readers import Reader
+from ..reader import Reader
 from ..security import STREAM_HEADERS
 from ..state import current_state
 from . import base
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class Stream(Response):
+    """Offers its connection to the reader that it was made of, if nothing on the way to the server wraps either."""
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        frames = super().__call__(environ, start_response)
+        if isinstance(frames, Reader) and frames.live:
+            frames.offer = server.offer(environ, start_response)
+        return frames
 
 
 def stream(run_id: str, frames: Reader) -> Response:
@@ -18,7 +34,7 @@ def stream(run_id: str, frames: Reader) -> Response:
     No `stream_with_context`: a reader needs no context, and one kept for the length of a stream would keep the
     host's database session, and whatever else it lets go of at a request's end, for as long.
     """
-    response = Response(frames, direct_passthrough=True)
+    response = Stream(frames, direct_passthrough=True)
     response.headers.extend(STREAM_HEADERS)
     response.headers["Content-Type"] = STREAM_HEADERS["Content-Type"]
     response.headers["Flaskchat-Run-Id"] = run_id
