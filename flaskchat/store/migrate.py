@@ -95,7 +95,7 @@ def _look(database: Database) -> None:
                 raise
             found = "ok"
         if found != "ok":
-            raise _refused(database, f"it is damaged ({found})", _DAMAGED)
+            raise _refused(database, f"it is damaged ({' '.join(found.split())})", _DAMAGED)
     finally:
         connection.close()
 

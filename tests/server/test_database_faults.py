@@ -82,7 +82,7 @@ def assert_asked_once_each(client: Client, model: Running, bodies: list[dict[str
 
 
 def assert_memory_is_read(server: Server, client: Client, stream: Stream) -> None:
-    """At both workers, from the start: the same events as were seen, at once, and no status that ends an EventSource."""
+    """At both workers, from the start: the events that were seen, at once, and no status that ends an EventSource."""
     for connection in both(server, client):
         reader = client.follow(stream.run_id, connection=connection)
         assert reader.status == 200
@@ -157,7 +157,7 @@ def test_a_fault_of_the_database_that_lasts_ends_the_replies_with_an_error_and_t
     client = server.client()
     directive, stream = ask(client, tokens=4000, rate=40)
     stream.take(10)
-    quiet, silent = ask(client, tokens=20, fault="stall", after=5)
+    _, silent = ask(client, tokens=20, fault="stall", after=5)
     silent.take(2)
     with Fault(name, server, disk):
         noticed(server)
