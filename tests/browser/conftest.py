@@ -59,6 +59,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory, model: badmodel.Running, buil
         "FLASKCHAT_MODEL": "openai:fake",
         "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1",
         "FLASKCHAT_MAX_TEXT_CHARS": 5000,
+        "FLASKCHAT_DRAIN": 0.5,  # replies that a test leaves behind hold nobody up at the end
     }
     folder = tmp_path_factory.mktemp("chat")
     server = Server(folder, settings, workers=2, kind="gevent", app="tests.server.app:app", args=[])

@@ -66,6 +66,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory, model: badmodel.Running, buil
         "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1",
         "FLASKCHAT_TITLES": "no",
         "FLASKCHAT_MAX_TEXT_CHARS": 1_000_000,
+        "FLASKCHAT_DRAIN": 0.5,
     }
     folder = tmp_path_factory.mktemp("chat")
     server = Server(folder, settings, workers=2, kind="gevent", app="tests.server.app:app", args=[])

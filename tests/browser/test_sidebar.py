@@ -87,6 +87,10 @@ def ask(page: Page, words: str, **directive: Any) -> None:
     page.keyboard.press("Enter")
 
 
+def is_over(page: Page) -> None:
+    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false", timeout=30_000)
+
+
 def test_search_looks_into_titles_and_texts_and_shows_the_hit(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     filler = " ".join(["and so on"] * 12)
@@ -208,6 +212,7 @@ def test_a_conversation_is_renamed_in_the_header_and_keeps_its_name_if_that_fail
 
 def test_a_deleted_conversation_can_be_taken_back(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
+    page.clock.install()
     ids = seed(page, "Keep me", "Other")
     sent = deletes(page)
     row(page, "Keep me").click()
@@ -221,25 +226,29 @@ def test_a_deleted_conversation_can_be_taken_back(visit: Visit, chat: Server) ->
     expect(row(page, "Keep me")).to_have_attribute("aria-current", "page")
     expect(page.locator(".user")).to_contain_text("Keep me")
     wait_for_focus(page, "Keep me")
-    page.wait_for_function("since => performance.now() - since > 6500", arg=page.evaluate("performance.now()"))
+    page.clock.fast_forward(7000)
+    page.evaluate("fetch('/models')")  # what was sent before it has been seen
     assert sent == []
     assert exists(page, ids[0])
 
 
 def test_a_deleted_conversation_is_gone_when_the_time_for_undo_is_over(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
+    page.clock.install()
     ids = seed(page, "First", "Second", "Third")
     sent = deletes(page)
     page.locator(".rows li").nth(1).hover()
     page.get_by_role("button", name=re.compile("Options for “.*Second”")).click()
     page.get_by_role("menuitem", name="Delete").click()
     wait_for_focus(page, "Undo")
-    page.wait_for_function("since => performance.now() - since > 4000", arg=page.evaluate("performance.now()"))
+    page.clock.fast_forward(4000)
+    page.evaluate("fetch('/models')")
     assert sent == []
     assert exists(page, ids[1])
-    expect(page.locator(".gone")).to_have_count(0, timeout=4000)
+    page.clock.fast_forward(2500)
+    expect(page.locator(".gone")).to_have_count(0)
     expect(rows(page)).to_have_count(2)
-    for _ in deadline(3, "the conversation gone at the server"):
+    for _ in deadline(10, "the conversation gone at the server"):
         page.wait_for_timeout(20)
         if not exists(page, ids[1]):
             break
@@ -258,7 +267,7 @@ def test_a_page_that_is_left_sends_its_deletions_at_once(visit: Visit, chat: Ser
     assert exists(page, first)
     page.goto("about:blank")
     page.goto(chat.url)
-    for _ in deadline(4, "both gone at the server"):
+    for _ in deadline(10, "both gone at the server"):
         page.wait_for_timeout(20)
         if not exists(page, first) and not exists(page, second):
             break
@@ -268,6 +277,7 @@ def test_a_page_that_is_left_sends_its_deletions_at_once(visit: Visit, chat: Ser
 
 def test_a_delete_that_fails_gives_the_row_back_with_words(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
+    page.clock.install()
     (identifier,) = seed(page, "Stays")
 
     def refuse(route: Route) -> None:
@@ -286,8 +296,9 @@ def test_a_delete_that_fails_gives_the_row_back_with_words(visit: Visit, chat: S
     page.get_by_role("menuitem", name="Delete").click()
     expect(page.locator(".notice")).to_contain_text("is deleted.")
     wait_for_focus(page, "Undo")
+    page.clock.fast_forward(6500)
     expect(page.locator(".notice")).to_have_text(
-        re.compile("“1 0 Stays” could not be deleted. The store cannot be written to."), timeout=8000
+        re.compile("“1 0 Stays” could not be deleted. The store cannot be written to.")
     )
     expect(row(page, "Stays")).to_have_count(1)
     assert exists(page, identifier)
@@ -310,21 +321,42 @@ def test_a_conversation_is_exported_from_its_menu(visit: Visit, chat: Server, tm
         wait_for_focus(page, "Options for")
 
 
-def test_a_reply_begun_elsewhere_is_seen_while_it_is_written(visit: Visit, chat: Server) -> None:
+def test_a_reply_begun_on_another_device_is_seen_while_it_is_written(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
+    page.clock.install()
     seed(page, "Here")
-    other = visit(chat.url, page.context)
+    other = visit(chat.url, storage_state=page.context.storage_state())
     ask(other, "Written elsewhere", tag="elsewhere", tokens=2000, rate=20)
     expect(other.locator(".reply .markdown")).not_to_be_empty()
     page.evaluate("window.dispatchEvent(new Event('focus'))")
     expect(row(page, "Written elsewhere").locator(".writing")).to_have_text("writing…")
     other.get_by_role("button", name="Stop").click()
+    is_over(other)
     # nobody tells this page: it looks again by itself, and then no more
-    expect(row(page, "Written elsewhere").locator(".writing")).to_have_count(0, timeout=13_000)
+    page.clock.fast_forward(10_500)
+    expect(row(page, "Written elsewhere").locator(".writing")).to_have_count(0)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.wait_for_function("since => performance.now() - since > 10500", arg=page.evaluate("performance.now()"))
-    assert asked == []
+    page.clock.fast_forward(30_000)
+    page.evaluate("fetch('/models')")
+    assert [url.rsplit("/", 1)[1] for url in asked] == ["models"]
+
+
+def test_a_tab_is_told_at_once_what_another_one_does(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.clock.install()
+    seed(page, "Mine")
+    page.clock.pause_at(page.evaluate("Date.now()") + 60_000)  # it does not look by itself
+    other = visit(chat.url, page.context)
+    ask(other, "Written elsewhere", tag="told", tokens=2000, rate=20)
+    expect(row(page, "Written elsewhere").locator(".writing")).to_have_text("writing…")
+    other.get_by_role("button", name="Stop").click()
+    expect(row(page, "Written elsewhere").locator(".writing")).to_have_count(0)
+    row(other, "Mine").focus()
+    other.keyboard.press("F2")
+    other.get_by_label("Title of the conversation").fill("There")
+    other.keyboard.press("Enter")
+    expect(row(page, "There")).to_have_count(1)
 
 
 def test_a_better_title_that_comes_after_the_reply_is_shown(visit: Visit, chat: Server) -> None:

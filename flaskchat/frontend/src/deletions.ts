@@ -44,11 +44,14 @@ export class Deletions {
     const timer = setTimeout(() => void this.#send(id), UNDO);
     this.#pending.set(id, { id, title, where, shown, timer });
     const words = `“${title || "Untitled"}” is deleted.`;
+    // All this may have been loaded since the key was pressed: whoever has gone on meanwhile is not called back.
+    const focused = this.#context.host.renderRoot.activeElement;
+    const there = where === "header" ? focused?.closest("header") : focused?.closest("li")?.querySelector(`a[data-id="${id}"]`);
     if (shown) this.#context.show(null);
     if (where === "header") this.#notice({ words, label: "Undo", action: () => this.undo(id) });
     else this.#context.announce(`${words} Undo is offered for ${UNDO / 1000} seconds.`);
     this.#context.host.requestUpdate();
-    this.#focus(where === "header" ? ".notice .undo" : `.gone .undo[data-id="${id}"]`);
+    if (!focused || there) this.#focus(where === "header" ? ".notice .undo" : `.gone .undo[data-id="${id}"]`);
   }
 
   /** As if nothing had happened; nothing has. */
