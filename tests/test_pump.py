@@ -28,18 +28,25 @@ class Memory:
         self.endings: list[Ending] = []
         self.held: set[str] = {"w_1"}
         self.unavailable = False
+        self.full = False
+        """Nothing can be appended; what there is can be read."""
+        self.unreadable = False
         self.others: list[Entry] = []
         self.before: list[Entry] = []
 
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         if self.unavailable:
             raise LogUnavailable("locked")
+        if (self.full and entries) or (self.unreadable and not entries):
+            raise LogUnavailable("full")
         if entries:
             assert lease is not None
             if lease.worker_id not in self.held:
                 raise Fenced(lease.worker_id)
             self.appended += [(lease.worker_id, entry) for entry in entries]
             self.endings += endings
+            if self.unreadable:
+                return []
         others, self.others = self.others, []
         return others
 

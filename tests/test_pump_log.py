@@ -1,0 +1,71 @@
+"""The tick while the log refuses appends, reads or both: nobody waits for it, nothing is lost or written twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from flaskchat.log.base import Append
+from flaskchat.models import Delta, Done
+from tests.test_pump import Bench
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.pump.close(0)
+
+
+def refreshed(bench: Bench) -> bool:
+    """What a refresh returns, asked for in a thread while the test makes the ticks."""
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(bench.pump.refresh()))
+    thread.start()
+    until = time.monotonic() + 10
+    while thread.is_alive() and time.monotonic() < until:
+        bench.tick()
+    assert found, "it waits without limit"
+    return found[0]
+
+
+def test_a_refresh_says_that_the_log_cannot_be_read_and_does_not_wait_for_it(bench: Bench) -> None:
+    feed, source = bench.run("run_a")
+    bench.log.unavailable = True
+    bench.put(feed, source, Delta("Hello"))
+    assert refreshed(bench) is False
+    assert bench.pump.readable is False
+    bench.log.unavailable = False
+    assert refreshed(bench) is True
+    assert bench.pump.readable is True
+    assert bench.log.text("run_a") == "Hello"
+
+
+def test_others_events_are_taken_in_while_nothing_can_be_appended(bench: Bench) -> None:
+    feed, source = bench.run("run_a")
+    bench.tick()
+    bench.log.full = True
+    bench.put(feed, source, Delta("Hello"))
+    bench.log.others = [Append("run_x", 1, [b"a"])]
+    assert refreshed(bench) is True
+    assert bench.live.get("run_x") is not None
+    assert bench.pump.unavailable_since is not None
+    bench.log.full = False
+    bench.tick()
+    assert bench.pump.unavailable_since is None
+    assert bench.log.text("run_a") == "Hello"
+
+
+def test_what_was_appended_is_not_appended_again_because_others_events_could_not_be_read(bench: Bench) -> None:
+    feed, source = bench.run("run_a")
+    bench.tick()
+    bench.log.unreadable = True
+    bench.put(feed, source, Delta("Hello"))
+    assert refreshed(bench) is False
+    bench.log.unreadable = False
+    bench.put(feed, source, Done())
+    bench.tick(2)
+    assert bench.log.text("run_a") == "Hello" == bench.log.endings[0].text
