@@ -11,7 +11,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .config import Settings
-from .errors import Invalid, NotFound, NotJSON
+from .errors import Invalid, NotFound, NotJSON, TooMany
+from .limits import Visitor
 from .reader import Reader
 from .runtime import Runtime
 from .store.base import Command
@@ -121,20 +122,32 @@ def _invalid(wrong: list[tuple[str, str]]) -> Invalid:
     return Invalid(f"Not valid: {fields}.", errors=[{"field": field, "reason": reason} for field, reason in wrong])
 
 
-def converse(runtime: Runtime, owner: str, command: Command, sock: Any) -> tuple[str, Reader]:
+def converse(runtime: Runtime, visitor: Visitor, command: Command) -> tuple[str, Reader]:
     """Begin the run that a command asks for, or find the one it began before, and follow it from its start.
 
-    :param sock: the client's socket, where the server gives it.
     :returns: the run's id and the response's body.
     """
     runtime.readers.admit()
     with runtime.readers.place():
-        begun, live = runtime.runs.start(owner, command)
-        if live is not None:
-            return begun.run_id, runtime.readers.attach(live, 0, sock)
-        stream = runtime.readers.join(begun.run_id, owner, None, sock)
-        assert stream is not None, "a run's log has a start event"
-        return begun.run_id, stream
+        begun, live = None, None
+        try:
+            runtime.limits.enter(visitor)  # before the run begins: no model is asked for somebody who is refused
+        except TooMany:
+            begun = runtime.store.known(visitor.owner, command)
+            if begun is None:
+                raise
+        try:
+            if begun is None:
+                begun, live = runtime.runs.start(visitor.owner, command)
+            if live is not None:
+                return begun.run_id, runtime.readers.attach(live, 0, visitor)
+            visitor.returning = True
+            stream = runtime.readers.join(begun.run_id, visitor, None)
+            assert stream is not None, "a run's log has a start event"
+            return begun.run_id, stream
+        except BaseException:
+            visitor.release()
+            raise
 
 
 _decode_change = msgspec.json.Decoder(Change).decode

@@ -23,6 +23,8 @@ from .errors import ConfigurationError
 logger = logging.getLogger("flaskchat")
 
 PREFIX = "FLASKCHAT_"
+PLACES = 1 << 20
+"""What is counted over all workers can be at most so many; see places.py."""
 LONGEST = 1e6
 """Seconds; what a setting may ask for at most. The kernel's timers hold 32 bits of milliseconds."""
 
@@ -106,9 +108,34 @@ class Settings:
     )  # fmt: skip
     max_streams: int | None = _setting(
         None, "Open streams in one worker; absent: nine tenths of its connections or threads.",
-        minimum=1,
+        unit="streams", minimum=1,
     )  # fmt: skip
-    max_runs: int = _setting(2000, "Replies being written at once in one worker.", minimum=1)
+    max_runs: int = _setting(2000, "Replies being written at once in one worker.", unit="replies", minimum=1)
+    max_queued_bytes: int = _setting(
+        256 << 20, "Replies being written, as one worker holds them in memory; above it no further one begins.",
+        unit="bytes", minimum=1 << 16,
+    )  # fmt: skip
+    max_runs_per_owner: int = _setting(
+        3, "Replies being written at once for one owner, in all workers; 0: no limit.", unit="replies", minimum=0
+    )
+    messages_per_minute: int = _setting(
+        30, "What one owner may send in any 60 seconds, in all workers; 0: no limit.", unit="messages", minimum=0
+    )
+    tokens_per_day: int = _setting(
+        0, "What one owner may use in any 24 hours, questions and replies together; 0: no limit.",
+        unit="tokens", minimum=0,
+    )  # fmt: skip
+    max_streams_per_owner: int = _setting(
+        10, "Open streams of one owner, in all workers; 0: no limit.", unit="streams", minimum=0, maximum=PLACES
+    )
+    max_streams_per_address: int = _setting(
+        200, "Open streams of one client address, in all workers; 0: no limit. Behind a proxy, have its "
+        "X-Forwarded-For believed, or all clients have its address.", unit="streams", minimum=0, maximum=PLACES,
+    )  # fmt: skip
+    connections_per_second: int = _setting(
+        50, "New streams that one client address may open in a second, in all workers; 0: no limit.",
+        unit="streams", minimum=0, maximum=PLACES,
+    )  # fmt: skip
     live_bytes: int = _setting(
         128 << 20, "Events of live replies kept in one worker's memory; older ones are read from the log.",
         unit="bytes", minimum=1 << 16,

@@ -3,6 +3,7 @@
     FlaskChatError
     ├── ConfigurationError          a setting or the server's set-up is wrong; raised at start
     ├── RequestError                the request cannot be served; becomes problem+json (RFC 9457)
+    │   ├── TooMany                 429 with Retry-After: too_many_runs, _messages, _tokens, _streams, _connections
     │   ├── BadRequest  NotFound  BodyTooLarge  NotJSON  Invalid  Conflict  CrossOrigin  Unauthorized  TooSlow
     │   └── Unavailable  NotReady   503 with Retry-After: full, draining, store_unavailable; not_ready
     └── ModelError                  the model failed; becomes the run's `error` event
@@ -131,6 +132,15 @@ class Invalid(RequestError):
     code = "invalid"
     status = 422
     title = "Invalid"
+
+
+class TooMany(RequestError):
+    """Over a limit: so many replies, messages, tokens, streams or connections."""
+
+    code = "too_many"
+    status = 429
+    title = "Too many"
+    retryable = True
 
 
 class Unavailable(RequestError):

@@ -80,6 +80,10 @@ class Feed:
         """Whether so much waits for the log that its source is not read."""
         return self.backlog > BACKLOG
 
+    def held(self) -> int:
+        """Bytes that it holds in memory."""
+        return len(self.text) + len(self.reasoning) + self.tools_size + self.backlog + self.live.size
+
     def over(self) -> bool:
         """Whether its end is decided."""
         return self.terminal is not None or self._verdict is not None
@@ -185,6 +189,7 @@ class Feed:
             parts=encode_parts(self.reasoning.decode(), self.tools),
             finish_reason=terminal.finish_reason if isinstance(terminal, Done) else None,
             usage=_json(usage) if usage is not None else None,
+            tokens=usage.input_tokens + usage.output_tokens if usage is not None else None,
             error=_json(terminal) if isinstance(terminal, Error) else None,
             upstream_closed_ms=self.upstream_closed_ms,
             last_seq=self.seq,

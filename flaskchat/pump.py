@@ -24,7 +24,7 @@ from typing import Protocol
 from . import tasks
 from .feed import Feed
 from .live import Bell, Live, LiveRun
-from .log.base import Append, Entry, Log, LogUnavailable, Stop
+from .log.base import Append, Entry, Leave, Log, LogUnavailable, Stop
 from .models import Interrupted
 from .poller import READ, Poller
 from .store.base import Ending, Fenced, Lease
@@ -78,6 +78,7 @@ class Pump:
         self.checks: list[Callable[[float], None]] = []
         """Called with the monotonic time every `check_period` seconds: deadlines, heartbeats, the drain."""
         self.on_stop: Callable[[Stop], None] = lambda stop: None
+        self.on_leave: Callable[[Leave], object] = lambda leave: None
         self.on_fenced: Callable[[Lease], None] = lambda lease: None
         self.on_ended: Callable[[Feed], object] | None = None
         """Called when a run's end is committed; must not wait."""
@@ -333,6 +334,8 @@ class Pump:
                 self.live.apply(entry)
             elif type(entry) is Stop:
                 self.on_stop(entry)
+            elif type(entry) is Leave:
+                self.on_leave(entry)
 
     def _turn(
         self, lease: Lease, entries: list[Append], endings: list[Ending], follow: bool, looked_for: bool

@@ -10,9 +10,10 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from . import sse, tasks
+from .limits import Visitor
 from .live import LiveRun
 from .outlet import HandedOver, Offer, Outlet
 from .poller import HANGUP, Poller
@@ -36,20 +37,21 @@ class Keeper(Protocol):
 class Reader:
     __slots__ = (
         "_closed", "_first", "_gone", "_keeper", "_outlet", "_prefix", "_socket", "_waiter", "_writing", "cursor", "fd",
-        "idle_since", "offer", "run", "writing_since",
+        "idle_since", "offer", "run", "visitor", "writing_since",
     )  # fmt: skip
 
-    def __init__(self, keeper: Keeper, run: LiveRun, cursor: int, prefix: bytes, first: bytes, sock: Any) -> None:
+    def __init__(self, keeper: Keeper, run: LiveRun, cursor: int, prefix: bytes, first: bytes, client: Visitor) -> None:
         """:param prefix: goes in front of the first frame.
         :param first: what comes before the log's events, such as a reset.
-        :param sock: the client's socket where the server gives it, to be watched and bounded.
+        :param client: whose response it is, with the places it has taken, and its socket where the server gives it.
         """
         self._keeper = keeper
         self.run = run
         self.cursor = cursor
         self._prefix = prefix
         self._first = first
-        self._socket = sock
+        self.visitor = client
+        self._socket = client.sock
         self._gone = False
         self._closed = False
         self._waiter: tasks.Waiter | None = tasks.waiter()
@@ -200,7 +202,10 @@ class Reader:
             self.wake()
 
     def leave(self) -> None:
-        """End the stream, though there is more to come."""
+        """End the stream, though there is more to come, and let others have its places at once."""
+        self.visitor.release()
+        if self.writing_since:
+            return self.cut()
         self._gone = True
         self.wake()
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -31,13 +30,15 @@ from . import sse
 from .config import Settings
 from .errors import NotFound, Unavailable
 from .feed import Feed
+from .limits import Limits, Visitor, bound
 from .live import CHUNK, Live, LiveRun
-from .log.base import LogUnavailable
+from .log.base import Leave, LogUnavailable
 from .models import Reset
 from .pump import Pump
 from .reader import Reader
 from .replay import Replay
 from .store.sql import Store
+from .sweep import announce
 
 KEEP_ENDED = 10.0
 """Seconds another worker's ended run stays in memory for readers that come back."""
@@ -48,7 +49,9 @@ LOG_PATIENCE = 15.0
 class Readers:
     """All readers of one worker."""
 
-    def __init__(self, settings: Settings, pump: Pump, live: Live, store: Store, *, capacity: int) -> None:
+    def __init__(
+        self, settings: Settings, pump: Pump, live: Live, store: Store, limits: Limits, *, capacity: int
+    ) -> None:
         """:param capacity: open streams at most, so that other requests always find a place."""
         self.pump = pump
         self.poller = pump.poller
@@ -57,6 +60,7 @@ class Readers:
         self.leaving = False
         self._live = live
         self._store = store
+        self._limits = limits
         self._retry = settings.retry
         self._stall = settings.stall_timeout
         self._send_buffer = settings.send_buffer
@@ -64,6 +68,7 @@ class Readers:
         self._places = 0
         pump.checks.append(self.check)
         pump.busy = lambda: bool(self._open)
+        pump.on_leave = self._leave_asked
 
     def __len__(self) -> int:
         return len(self._open)
@@ -97,7 +102,7 @@ class Readers:
 
     # -- attaching -------------------------------------------------------------------------------------------------
 
-    def follow(self, run_id: str, owner: str, last_event_id: str | None, sock: Any) -> Reader | None:
+    def follow(self, run_id: str, visitor: Visitor, last_event_id: str | None) -> Reader | None:
         """A response that follows a run, from wherever it is.
 
         A worker that is leaving answers too, with what is there, and ends: a browser's EventSource takes any status but
@@ -106,48 +111,64 @@ class Readers:
 
         :param last_event_id: as the client sent it; absent: from the start.
         :returns: None when the cursor stands at the terminal event (204).
-        :raises NotFound: no such run, or not this owner's.
+        :raises NotFound: no such run, or not this visitor's.
+        :raises TooMany: the visitor has as many streams as may be.
         :raises Unavailable: no place for one more stream, or the run cannot be read at the moment.
         """
         self._check_places()
         with self.place():
-            return self.join(run_id, owner, last_event_id, sock)
+            return self.join(run_id, visitor, last_event_id)
 
-    def join(self, run_id: str, owner: str, last_event_id: str | None, sock: Any) -> Reader | None:
+    def join(self, run_id: str, visitor: Visitor, last_event_id: str | None) -> Reader | None:
         """As `follow`, for whoever has a place already."""
-        run = self._locate(run_id, owner)
+        run = self._locate(run_id, visitor.owner)
         cursor = _cursor(last_event_id)
+        visitor.returning = visitor.returning or cursor != 0
         if run is None:
-            return self._finished(run_id, cursor, sock)
+            return self._finished(run_id, cursor, visitor)
         if cursor is None or cursor > run.last_seq:
             if not run.own and not self.pump.readable:  # memory may be behind, and the cursor right
                 raise _unreadable()
             reset = self._reset(run)
-            return self.attach(run, reset.seq, sock, first=sse.encode_reset(reset))
+            return self.attach(run, reset.seq, visitor, first=sse.encode_reset(reset))
         if run.ended and cursor == run.last_seq:
             return None
         # With nothing to say yet, say that the connection stands: the response's head goes out with its first bytes.
-        return self.attach(run, cursor, sock, first=sse.HEARTBEAT if cursor == run.last_seq else b"")
+        return self.attach(run, cursor, visitor, first=sse.HEARTBEAT if cursor == run.last_seq else b"")
 
-    def attach(self, run: LiveRun, cursor: int, sock: Any, *, first: bytes = b"") -> Reader:
+    def attach(self, run: LiveRun, cursor: int, visitor: Visitor, *, first: bytes = b"") -> Reader:
+        """:raises TooMany: the visitor has no place yet, and there is none."""
+        self._limits.enter_again(visitor, lambda: self._make_room(run.run_id, visitor))
         retry = sse.retry(int(self._retry * 1000 * random.uniform(0.5, 1.5)))
-        reader = Reader(self, run, cursor, retry, first, sock)
+        reader = Reader(self, run, cursor, retry, first, visitor)
         self.pump.attend(run, reader)
         self._open.add(reader)
-        if sock is not None:
-            self._prepare(reader, sock)
+        if visitor.sock is not None:
+            self._prepare(reader, visitor.sock)
         return reader
 
     def detach(self, reader: Reader) -> None:
         """It has ended."""
         self._live.unwatch(reader.run, reader)
         self._open.discard(reader)
+        reader.visitor.release()
+
+    def _make_room(self, run_id: str, visitor: Visitor) -> None:
+        """End the oldest stream that follows a run for this visitor's owner, here or on another worker."""
+        leave = Leave(visitor.owner, run_id, visitor.since)
+        if not self._leave_asked(leave):
+            self._store.database.write(lambda c: c.execute(announce(leave)))
+
+    def _leave_asked(self, leave: Leave) -> bool:
+        """:returns: whether there was a stream of those that are to end."""
+        meant = [reader for reader in self._open if reader.visitor.meant(leave, reader.run.run_id)]
+        meant.sort(key=lambda reader: reader.visitor.since)
+        for reader in meant[:1] if leave.run_id else meant:
+            reader.leave()
+        return bool(meant)
 
     def _prepare(self, reader: Reader, sock: Any) -> None:
-        with contextlib.suppress(OSError):  # a Unix socket knows neither TCP nor, behind a proxy, a client that stalls
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
-            if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._stall * 1000))
+        bound(sock, send_buffer=self._send_buffer, stall=self._stall)
         reader.watch(sock.fileno())
 
     def _locate(self, run_id: str, owner: str) -> LiveRun | None:
@@ -188,7 +209,7 @@ class Readers:
                 raise _unreadable() from None
         return run
 
-    def _finished(self, run_id: str, cursor: int | None, sock: Any) -> Reader | None:
+    def _finished(self, run_id: str, cursor: int | None, visitor: Visitor) -> Reader | None:
         """The events of a run that has ended, as one more reader: it may be long, and its client stall or leave."""
         frames = self._store.frames(run_id) or b""
         start = 0
@@ -207,7 +228,7 @@ class Readers:
         run = LiveRun(run_id, own=True)
         run.extend([frames[at : at + CHUNK] for at in range(start, len(frames), CHUNK)], True)
         self.pump.poller.ring()  # an idle pump looks at its readers seldom
-        return self.attach(run, 0, sock, first=first)
+        return self.attach(run, 0, visitor, first=first)
 
     def _reset(self, run: LiveRun) -> Reset:
         """:raises Unavailable: what memory has let go of is not to be had."""

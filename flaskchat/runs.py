@@ -13,24 +13,20 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import sqlalchemy as sa
-
 from . import tasks
 from .config import Settings
 from .errors import ModelBusy, ModelError, ModelTimeout, ModelUnreachable, NotFound, ReplyNotKept, Unavailable
 from .feed import Feed
 from .live import Live, LiveRun
 from .log.base import Stop
-from .log.journal import VERSION, encode_row
 from .models import Interrupted, Request, Stopped, Terminal
 from .providers.base import Provider
 from .pump import Pump
 from .readers import Readers
 from .store.base import Begun, Command, Fenced, Lease, RunRow
 from .store.lease import Holding
-from .store.schema import journal
 from .store.sql import Store
-from .sweep import CONTROL, WORKER_LOST
+from .sweep import WORKER_LOST, announce
 from .titles import Titles
 
 logger = logging.getLogger("flaskchat")
@@ -85,6 +81,8 @@ class Runs:
         self._early_stops: dict[str, float] = {}
         """Stops that came before their run was here, and when (monotonic)."""
         self._titles = Titles(store, models.resolve, pump.touch) if settings.titles else None
+        self._queued = 0
+        """Bytes of all replies that are being written here, when they were looked at last."""
         self._drain_until: float | None = None
         self.on_started: Callable[[Feed], object] | None = None
         """Called when a run has begun; must not wait."""
@@ -95,6 +93,10 @@ class Runs:
     def busy(self) -> bool:
         return bool(self._pump.feeds)
 
+    def _full(self) -> bool:
+        s = self._settings
+        return len(self._pump.feeds) + len(self._starting) >= s.max_runs or self._queued > s.max_queued_bytes
+
     # -- start -----------------------------------------------------------------------------------------------------
 
     def start(self, owner: str, command: Command) -> tuple[Begun, LiveRun | None]:
@@ -103,7 +105,7 @@ class Runs:
         :returns: the run, and its events where this call began it.
         :raises RequestError: see API.md; always before any call to a model.
         """
-        if self._readers.leaving or len(self._pump.feeds) >= self._settings.max_runs:
+        if self._readers.leaving or self._full():
             known = self._store.known(owner, command)
             if known is not None:
                 return known, None
@@ -264,8 +266,7 @@ class Runs:
 
     def _ask(self, stop: Stop) -> None:
         """Put a Stop into the journal, for the worker that has the run."""
-        insert = sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row([stop]))
-        self._store.database.write(lambda c: c.execute(insert))
+        self._store.database.write(lambda c: c.execute(announce(stop)))
 
     def _row(self, run_id: str, owner: str) -> RunRow:
         row = self._store.run(run_id, owner)
@@ -293,6 +294,7 @@ class Runs:
 
     def check(self, now: float) -> None:
         s = self._settings
+        self._queued = sum(feed.held() for feed in self._pump.feeds.values())
         for feed in list(self._pump.feeds.values()):
             if feed.over():
                 continue

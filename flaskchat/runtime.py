@@ -9,14 +9,17 @@ import atexit
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from . import server, tasks
 from .bodies import Bodies
 from .config import Settings
 from .errors import Unavailable
+from .limits import Limits
 from .live import Live
 from .log.journal import Journal
+from .places import Places
 from .pump import Pump
 from .readers import Readers
 from .runs import Models, Runs
@@ -24,6 +27,7 @@ from .store import migrate
 from .store.engine import Database
 from .store.lease import Holding
 from .store.sql import Store
+from .store.usage import Quota
 from .sweep import Sweeper
 from .watch import Watch
 
@@ -54,7 +58,10 @@ class Runtime:
             self.database.close()  # its threads: whoever comes next tries again
             self.watch.close()
             raise
-        self.store = Store(self.database)
+        quota = Quota(settings.max_runs_per_owner, settings.messages_per_minute, settings.tokens_per_day)
+        self.store = Store(self.database, quota)
+        self.places = Places(Path(f"{self.database.path}-places"))
+        self.limits = Limits(settings, self.places)
         self.live = Live(settings.live_bytes)
         self.holding = Holding()
         self.pump = Pump(
@@ -64,8 +71,9 @@ class Runtime:
             check_period=min(0.5, max(0.02, settings.heartbeat / 5)),
         )
         self.readers = Readers(
-            settings, self.pump, self.live, self.store, capacity=settings.max_streams or server.capacity(self.worker)
-        )
+            settings, self.pump, self.live, self.store, self.limits,
+            capacity=settings.max_streams or server.capacity(self.worker),
+        )  # fmt: skip
         self.bodies = Bodies(self.pump, settings.body_timeout)
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
@@ -102,6 +110,7 @@ class Runtime:
         self.pump.close(2.0)
         self._release()
         self.live.close()
+        self.places.close()
         self.database.close()
         self.watch.close()
 

@@ -48,6 +48,12 @@ PRUNE_ROWS = 2000
 CONTROL = "control"
 """Rows of the journal under this name are for everybody, also for the worker that wrote them."""
 
+
+def announce(entry: Entry) -> sa.Insert:
+    """The statement that puts an entry for everybody into the journal."""
+    return sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row([entry]))
+
+
 WORKER_LOST = "The server that was writing this reply went away. What it had written is kept."
 
 

@@ -82,7 +82,7 @@ def test_an_empty_text_is_the_absence_of_what_is_optional_and_the_root_for_the_p
         ("MAX_BODY_BYTES", "1 MB", "MAX_BODY_BYTES='1 MB': expected a whole number of bytes, at least 1024"),
         ("MAX_BODY_BYTES", "9" * 5000, "MAX_BODY_BYTES="),
         ("SEND_BUFFER", 1 << 40, "at most 1073741824"),
-        ("MAX_STREAMS", 0, "MAX_STREAMS=0: expected a whole number, at least 1"),
+        ("MAX_STREAMS", 0, "MAX_STREAMS=0: expected a whole number of streams, at least 1"),
         ("IDENTITY_REQUIRED", "maybe", "IDENTITY_REQUIRED='maybe': expected true or false"),
         ("IDENTITY_REQUIRED", 2, "IDENTITY_REQUIRED=2: expected true or false"),
         ("MODEL", 5, "MODEL=5: expected text"),

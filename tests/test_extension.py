@@ -90,9 +90,9 @@ def test_an_init_app_that_failed_can_be_repeated(tmp_path: Path) -> None:
 
 def test_an_unknown_key_is_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "flaskchat"):
-        host(tmp_path, FLASKCHAT_MESSAGES_PER_MINUTE=5)
+        host(tmp_path, FLASKCHAT_WORDS_PER_MINUTE=5)
     assert len(caplog.messages) == 1
-    assert "FLASKCHAT_MESSAGES_PER_MINUTE" in caplog.text
+    assert "FLASKCHAT_WORDS_PER_MINUTE" in caplog.text
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite//x", "postgresql://u:hunter2@h:port/d"])

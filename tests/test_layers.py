@@ -19,9 +19,9 @@ ROOMS = (
     # who may do what, and the use cases
     "security", "chat", "export",
     # the life of a run, in one worker
-    "runtime", "runs", "titles", "readers", "reader", "bodies", "sweep",
+    "runtime", "runs", "titles", "readers", "reader", "bodies", "limits", "sweep",
     # the tick
-    "pump", "feed", "live", "poller", "replay", "metrics", "server", "outlet", "watch",
+    "pump", "feed", "live", "poller", "replay", "metrics", "server", "outlet", "watch", "places",
     # the outside: models, the log, the store
     "providers", "log", "store",
     # what everybody uses

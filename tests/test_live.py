@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from flaskchat import sse
 from flaskchat.config import Settings
 from flaskchat.errors import Unavailable
+from flaskchat.limits import Limits, Visitor
 from flaskchat.live import CHUNK, Live, LiveRun
 from flaskchat.log.base import Append, LogUnavailable
 from flaskchat.models import Delta
+from flaskchat.places import Places
 from flaskchat.readers import Readers
 
 T = TypeVar("T")
@@ -209,16 +212,18 @@ def log() -> Log:
 
 
 @pytest.fixture
-def readers(log: Log) -> Readers:
+def readers(log: Log, tmp_path: Path) -> Iterator[Readers]:
     live = Live(1 << 20)
     log.entries = [Append("run_a", 1, [delta(1), delta(2)]), Append("run_a", 3, [delta(3)])]
     for entry in log.entries:
         live.apply(entry)
     log.run = run = known(live)
     run.base, run.frames = 3, []
-    found = Readers(Settings(), log, live, Store(), capacity=10)  # type: ignore[arg-type]
+    places = Places(tmp_path)
+    found = Readers(Settings(), log, live, Store(), Limits(Settings(), places), capacity=10)  # type: ignore[arg-type]
     found._locate = lambda run_id, owner: run  # type: ignore[method-assign]
-    return found
+    yield found
+    places.close()
 
 
 def frames(data: bytes) -> list[sse.Frame]:
@@ -227,7 +232,7 @@ def frames(data: bytes) -> list[sse.Frame]:
 
 def test_a_reset_says_no_more_than_its_seq_though_the_run_goes_on(log: Log, readers: Readers) -> None:
     log.meanwhile = [delta(4), delta(5)]
-    reader = readers.follow("run_a", "me", "ahead", None)
+    reader = readers.follow("run_a", Visitor("me"), "ahead")
     assert reader is not None
     (reset,) = frames(next(reader))
     found = json.loads(reset.data)
@@ -239,33 +244,33 @@ def test_a_reset_says_no_more_than_its_seq_though_the_run_goes_on(log: Log, read
 
 def test_the_text_of_a_reset_is_put_together_off_the_hub(readers: Readers) -> None:
     """A reply of some minutes has tens of thousands of events; anybody may send a cursor that means nothing."""
-    readers.follow("run_a", "me", "ahead", None)
+    readers.follow("run_a", Visitor("me"), "ahead")
     assert readers._store.offloaded == 1  # type: ignore[attr-defined]
 
 
 def test_a_reset_that_cannot_be_made_is_told_and_not_guessed(log: Log, readers: Readers) -> None:
     log.broken = True
     with pytest.raises(Unavailable) as caught:
-        readers.follow("run_a", "me", "ahead", None)
+        readers.follow("run_a", Visitor("me"), "ahead")
     assert caught.value.problem_code == "log_unavailable"
     log.broken = False
     del log.entries[0]  # pruned
     with pytest.raises(Unavailable):
-        readers.follow("run_a", "me", "ahead", None)
+        readers.follow("run_a", Visitor("me"), "ahead")
     assert len(readers) == 0
 
 
 def test_a_reader_behind_memory_gets_the_log_s_events_then_memory_s(log: Log, readers: Readers) -> None:
     assert log.run is not None
     log.run.extend([delta(4)], True)
-    reader = readers.follow("run_a", "me", "1", None)
+    reader = readers.follow("run_a", Visitor("me"), "1")
     assert reader is not None
     assert [frame.id for data in reader for frame in frames(data)] == ["2", "3", "4"]
 
 
 def test_a_reader_whose_events_have_left_the_log_is_sent_away(log: Log, readers: Readers) -> None:
     del log.entries[0]
-    reader = readers.follow("run_a", "me", "1", None)
+    reader = readers.follow("run_a", Visitor("me"), "1")
     assert reader is not None
     assert list(reader) == []
     assert log.run is not None
@@ -276,8 +281,8 @@ def test_a_reader_whose_events_have_left_the_log_is_sent_away(log: Log, readers:
 def test_a_place_is_taken_while_the_store_is_asked(readers: Readers) -> None:
     readers.capacity = 1
     with readers.place(), pytest.raises(Unavailable):
-        readers.follow("run_a", "me", None, None)
-    reader = readers.follow("run_a", "me", None, None)
+        readers.follow("run_a", Visitor("me"), None)
+    reader = readers.follow("run_a", Visitor("me"), None)
     assert reader is not None
     with pytest.raises(Unavailable):
         readers.admit()

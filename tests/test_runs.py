@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from flaskchat import sse
 from flaskchat.config import Settings
+from flaskchat.limits import Visitor
 from flaskchat.providers.registry import Registry
 from flaskchat.runtime import Runtime
 from flaskchat.store.base import Begun, Command
@@ -94,12 +95,12 @@ def test_a_run_whose_start_died_is_ended_by_the_worker_that_lives(
     run_id = start_and_die(runtime, monkeypatch, asked)
     again, live = runtime.runs.start(OWNER, asked)
     assert (again.run_id, live) == (run_id, None)
-    reader = runtime.readers.follow(run_id, OWNER, None, None)  # waits for the run that nobody writes
+    reader = runtime.readers.follow(run_id, Visitor(OWNER), None)  # waits for the run that nobody writes
     assert reader is not None
     ended(runtime, run_id)
     assert state(runtime, run_id) == "interrupted"
     assert list(itertools.islice(reader, 2)) == [sse.HEARTBEAT], "who waited is sent away, and comes back"
-    found = runtime.readers.follow(run_id, OWNER, None, None)
+    found = runtime.readers.follow(run_id, Visitor(OWNER), None)
     assert found is not None
     frames = sse.Decoder().feed(b"".join(found))
     assert [(frame.id, frame.event) for frame in frames] == [("1", "start"), ("2", "interrupted")]

@@ -30,7 +30,18 @@ class Stop(msgspec.Struct, array_like=True, tag="s", frozen=True, gc=False):
     asked_at: float
 
 
-Entry = Append | Stop
+class Leave(msgspec.Struct, array_like=True, tag="l", frozen=True, gc=False):
+    """Streams that are to end: those of an owner, or the oldest one that follows a run for them, on whatever worker.
+    Only what was there before `asked_at` is meant (the host's monotonic clock, in seconds).
+    """
+
+    owner: str
+    run_id: str
+    """Empty: all of the owner's streams."""
+    asked_at: float
+
+
+Entry = Append | Stop | Leave
 
 
 class LogUnavailable(FlaskChatError):

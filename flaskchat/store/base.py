@@ -31,6 +31,8 @@ class Ending(msgspec.Struct, kw_only=True):
     """JSON of the parts that are not text."""
     finish_reason: str | None = None
     usage: bytes | None = None
+    tokens: int | None = None
+    """Question and reply together, as the model counted them; None where it did not."""
     error: bytes | None = None
     upstream_closed_ms: float | None = None
     last_seq: int

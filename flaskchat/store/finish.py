@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from .base import Ending, Fenced, Lease
+from .usage import BYTES_PER_TOKEN
 
 _RUN = """
 UPDATE flaskchat_runs SET state = ?, last_seq = ?, upstream_closed_ms = ?, ended_at = ?
@@ -21,6 +22,8 @@ WHERE id = ?
 """
 _EVENTS = "INSERT INTO flaskchat_run_events (run_id, frames) VALUES (?, ?)"
 _CONVERSATION = "UPDATE flaskchat_conversations SET updated_at = ? WHERE id = ?"
+_USED = "UPDATE flaskchat_usage SET tokens = ? WHERE run_id = ?"
+_USED_ABOUT = "UPDATE flaskchat_usage SET tokens = tokens + ? WHERE run_id = ?"
 _EXISTS = "SELECT 1 FROM flaskchat_runs WHERE id = ?"
 
 
@@ -49,5 +52,10 @@ def write(connection: Any, lease: Lease, ending: Ending) -> None:
             ending.message_id,
         ),
     )  # fmt: skip
+    if ending.tokens is not None:
+        connection.execute(_USED, (ending.tokens, ending.run_id))
+    else:  # stopped, say: about as many as the question was, which stands there, and what was written
+        about = (len(ending.text.encode()) + len(ending.parts)) // BYTES_PER_TOKEN
+        connection.execute(_USED_ABOUT, (about, ending.run_id))
     connection.execute(_EVENTS, (ending.run_id, ending.frames))
     connection.execute(_CONVERSATION, (now, ending.conversation_id))

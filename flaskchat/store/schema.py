@@ -1,7 +1,7 @@
 """The tables. All begin with `flaskchat_`, so that a host may keep them in its own database.
 
 Times are seconds since 1970 by the writing process's clock and are only shown, never compared: order comes from
-`position` and from journal ids, leases from counting (see runs.py).
+`position` and from journal ids, leases from counting (see runs.py). What an owner has used (usage.py) is the exception.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "flaskchat_version"
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. Compared with the database at start, so that Alembic is imported only when there is work."""
 
 SEARCH = "flaskchat_search"
@@ -84,6 +84,7 @@ runs = Table(
     Column("ended_at", Float),
     Index("flaskchat_runs_by_conversation", "conversation_id"),
     Index("flaskchat_runs_running", "worker_id", sqlite_where=text("state = 'running'")),
+    Index("flaskchat_runs_running_by_owner", "owner", sqlite_where=text("state = 'running'")),
 )
 
 # The events of a finished run: its frames, one after the other, exactly as they were sent.
@@ -103,6 +104,17 @@ requests = Table(
     Column("body_hash", String(64), nullable=False),
     Column("run_id", ForeignKey("flaskchat_runs.id", ondelete="CASCADE"), nullable=False),
     Index("flaskchat_requests_by_run", "run_id"),
+)
+
+# What each message of the last day has used. It outlives its conversation; see store/usage.py.
+usage = Table(
+    "flaskchat_usage",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Index("flaskchat_usage_by_owner", "owner", "at", "tokens"),
 )
 
 # One row per worker that holds a lease. `beats` counts; whoever sees it stand still for long enough takes over.

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from ..errors import Invalid
-from . import change, search
+from . import change, search, usage
 from .base import Begun, Command, Lease, Page, RunRow
 from .begin import Beginning
 from .engine import Database
@@ -44,8 +44,10 @@ _UNDER = (
 
 
 class Store:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quota: usage.Quota = usage.NO_QUOTA) -> None:
+        """:param quota: of each owner."""
         self.database = database
+        self._quota = quota
 
     def begin(self, owner: str, command: Command, holding: Holding, pick: Callable[[str | None], str]) -> Begun:
         """Write the messages and the run that a command asks for, or find the run that it began before.
@@ -53,7 +55,7 @@ class Store:
         :param holding: this worker's lease; the run belongs to it.
         :param pick: which model answers, given the one the conversation had.
         :raises Fenced: the lease has been taken over; take a new one and call again.
-        :raises NotFound, Conflict, Invalid: see API.md.
+        :raises NotFound, Conflict, Invalid, TooMany: see API.md.
         """
         return self.database.write(lambda c: self._begin(c, owner, command, holding, pick))
 
@@ -63,8 +65,11 @@ class Store:
         known = self._known(c, owner, command)
         if known is not None:
             return known
+        usage.check(c, owner, self._quota)
         with holding.ensure(c) as lease:
-            return Beginning(c, owner, command, lease, pick).write()
+            begun = Beginning(c, owner, command, lease, pick).write()
+            usage.note(c, begun, self._quota)
+            return begun
 
     def known(self, owner: str, command: Command) -> Begun | None:
         """The run that this client id began before, if it did.

@@ -17,6 +17,7 @@ from werkzeug.exceptions import (
 )
 
 from ..errors import BadRequest, BodyTooLarge, NotJSON, RequestError, TooSlow
+from ..limits import Visitor, network
 from ..security import COOKIE, COOKIE_AGE, check_origin
 from ..state import current_state
 
@@ -191,6 +192,11 @@ def body() -> bytes:
     if len(data) < (request.content_length or 0):  # gunicorn hands on what came before the end of the connection
         raise BadRequest("The body broke off.")
     return data
+
+
+def visitor(owner: str) -> Visitor:
+    """The client of this request, as one that wants a stream."""
+    return Visitor(owner, address=network(request.remote_addr), sock=client_socket())
 
 
 def client_socket() -> Any:

@@ -45,7 +45,7 @@ def converse() -> Response:
     owner = base.owner()
     state = current_state()
     command = chat.parse(base.body(), state.settings)
-    return stream(*chat.converse(state.runtime, owner, command, base.client_socket()))
+    return stream(*chat.converse(state.runtime, base.visitor(owner), command))
 
 
 def come_back() -> Response:
@@ -62,7 +62,7 @@ def follow(run_id: str) -> Response:
     owner = base.owner()
     last_event_id = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
     try:
-        frames = current_state().runtime.readers.follow(run_id, owner, last_event_id, base.client_socket())
+        frames = current_state().runtime.readers.follow(run_id, base.visitor(owner), last_event_id)
     except Unavailable:
         return come_back()
     if frames is None:

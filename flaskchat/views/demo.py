@@ -65,7 +65,11 @@ def sse() -> Response:
         last = int(request.headers.get("Last-Event-ID", "0"))
     if last >= len(MESSAGES):
         return Response(status=204, headers={"Cache-Control": "no-store"})
-    response = Response(messages(runtime, base.client_socket(), max(0, last)))
+    visitor = base.visitor("")  # it says the same to everybody, so only the address is counted
+    visitor.returning = last > 0
+    runtime.limits.enter(visitor)
+    response = Response(messages(runtime, visitor.sock, max(0, last)))
+    response.call_on_close(visitor.release)
     response.headers.extend(STREAM_HEADERS)
     response.headers["Content-Type"] = STREAM_HEADERS["Content-Type"]
     return response

@@ -14,6 +14,9 @@ from flaskchat import FlaskChat, Request
 
 app = Flask(__name__, instance_path=os.environ["TEST_INSTANCE"])
 app.config["FLASKCHAT_URL_PREFIX"] = ""
+# Tests send as one visitor from one address what a thousand would; those of the limits set them.
+UNLIMITED = ("MAX_RUNS_PER_OWNER", "MESSAGES_PER_MINUTE", "MAX_STREAMS_PER_OWNER", "MAX_STREAMS_PER_ADDRESS")
+app.config.update({f"FLASKCHAT_{name}": 0 for name in (*UNLIMITED, "CONNECTIONS_PER_SECOND")})
 app.config.update({key: value for key, value in os.environ.items() if key.startswith("FLASKCHAT_")})
 if "SECRET_KEY" in os.environ:
     app.config["SECRET_KEY"] = os.environ["SECRET_KEY"]
