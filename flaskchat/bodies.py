@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from . import tasks
 from .pump import Pump
 
 
@@ -52,4 +53,4 @@ class Arrival:
         # why, still gets out.
         self.late = True
         with contextlib.suppress(OSError, AttributeError):
-            self._socket.shutdown(socket.SHUT_RD)
+            tasks.shut(self._socket, socket.SHUT_RD)

@@ -216,7 +216,7 @@ class Reader:
             return self._end()
         self._gone = True
         with contextlib.suppress(OSError, AttributeError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            tasks.shut(self._socket, socket.SHUT_RDWR)
 
     def _unwatch(self) -> None:
         if self.fd is not None:

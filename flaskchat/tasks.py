@@ -7,6 +7,8 @@ this is the standard library, looked up when called; what is not is `Offloader` 
 
 from __future__ import annotations
 
+import _socket
+import os
 import select
 import sys
 import threading
@@ -153,6 +155,21 @@ def wait_readable(fd: int, timeout: float) -> bool:
             return False
         return True
     return bool(select.select([fd], [], [], timeout)[0])
+
+
+def shut(sock: Any, how: int) -> None:
+    """Shut a socket down under whoever waits on it, so that a read finds its end and a write a broken pipe.
+
+    Past gevent, whose own `shutdown` raises EBADF in the greenlet that waits; servers log the stack of that, as the
+    fault that it would be elsewhere.
+
+    :raises OSError: it is not connected any more.
+    """
+    same = _socket.socket(fileno=os.dup(sock.fileno()))  # another descriptor of the same connection
+    try:
+        same.shutdown(how)
+    finally:
+        same.close()
 
 
 class Waiter(Protocol):
