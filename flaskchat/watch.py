@@ -13,7 +13,8 @@ Deliberate choices; do not change one without reading why:
     processor is taken off (Linux tells it in schedstat). Where the watch itself came late (a stopped process, a laptop
     that slept), only what the hub has computed meanwhile counts.
  4. A call into C that computes without letting other threads run is seen afterwards: the watch came late, though it did
-    not wait for a processor, and the hub had one.
+    not wait for a processor, and the hub had one. So does a virtual machine that was not run for a moment, and cannot
+    know; therefore such a call counts from MUTE limits on.
  5. What was found is logged by a greenlet, because whoever was held may have held the logging's lock. A hold that does
     not end is written to standard error by the thread: after 30 s gunicorn kills the worker without a word.
 """
@@ -26,7 +27,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -36,6 +38,8 @@ logger = logging.getLogger("flaskchat")
 
 PERIOD = 0.04
 """Seconds between looks at the hub, where its limit is not shorter."""
+MUTE = 3
+"""Limits for which a call that let nobody look must have computed, to be believed."""
 STUCK = 5.0
 """Seconds after which a hold that has not ended is told."""
 DEPTH = 15
@@ -81,9 +85,10 @@ class Watch:
         """For how long in all."""
         self.longest = 0.0
         """The longest hold in seconds, also of those below the limit as far as they were seen; see `reset`."""
-        self._since = 0.0
-        self._turn = 0
-        self._long = Turn(0, 0.0, 0.0)
+        self._now = (0, 0.0)
+        """The number of the hub's turn, and when it began; 0 while the hub waits. One value: it is read whole."""
+        self._long: deque[Turn] = deque(maxlen=16)
+        """The last turns that were longer than the limit, until the thread has looked at them."""
         self._closed = True
         self._watchers: list[Any] = []
         self._post: Callable[[Found], object] = lambda found: None
@@ -121,15 +126,15 @@ class Watch:
     # -- in the hub ------------------------------------------------------------------------------------------------
 
     def _came_back(self) -> None:
-        self._since = time.perf_counter()
+        self._now = (self._now[0], time.perf_counter())
 
     def _waits(self) -> None:
-        since, self._since = self._since, 0.0
+        number, since = self._now
         if since:
             now = time.perf_counter()
             if now - since > self.limit:
-                self._long = Turn(self._turn, since, now)
-        self._turn += 1
+                self._long.append(Turn(number, since, now))
+        self._now = (number + 1, 0.0)
 
     # -- in the native thread --------------------------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class Watch:
             while not self._closed:
                 sleep(pause)
                 now = self._look(hub, usage, own)
-                found = case.add(before, now, pause, self._long)
+                found = case.add(before, now, pause, tuple(self._long))
                 if found is not None:
                     self._note(found)
                 if now.since and case.stuck(now):
@@ -157,9 +162,9 @@ class Watch:
             own.close()
 
     def _look(self, hub: int, usage: _Usage, own: _Usage) -> Look:
-        turn, since = self._turn, self._since
+        turn, since = seen = self._now
         frames = _frames(sys._current_frames().get(hub)) if since else []
-        if turn != self._turn:
+        if self._now is not seen:
             since, frames = 0.0, []  # it has gone on meanwhile
         ran, waited = usage.read()
         return Look(time.perf_counter(), turn, since, frames, ran, waited, own.read()[1])
@@ -185,9 +190,9 @@ class _Case:
         self._told = 0
         self._worst_stack: list[traceback.FrameSummary] = []
 
-    def add(self, before: Look, now: Look, pause: float, long: Turn) -> Found | None:
+    def add(self, before: Look, now: Look, pause: float, long: Sequence[Turn]) -> Found | None:
         """:param pause: seconds between the two looks, as they were meant.
-        :param long: the last turn that was longer than the limit.
+        :param long: the last turns that were longer than the limit.
         :returns: what there was to find in a turn that has ended.
         """
         gap, ran = now.at - before.at, now.ran - before.ran
@@ -199,18 +204,22 @@ class _Case:
             return None
         found: Found | None = None
         if before.since:
-            if long.number == before.turn:
-                tail = long.until - before.at
-                self.held += min(tail, mute) if kept_away else max(0.0, tail - (now.waited - before.waited))
+            ended = next((turn for turn in long if turn.number == before.turn), None)
+            if ended is not None:
+                tail = ended.until - before.at
+                if not kept_away:
+                    self.held += max(0.0, tail - (now.waited - before.waited))
+                elif mute > MUTE * self.limit:
+                    self.held += min(tail, mute)
                 found = self._end()
             self._begin()
-        if long.since >= before.at and long.number != now.turn and mute > self.limit:
-            found = mute, []
+        if found is None and mute > MUTE * self.limit and any(turn.since >= before.at for turn in long):
+            found = mute, []  # a whole turn in which nobody could look
         if now.since:
             # Of what came before the first look others may have had their share.
             age = now.at - now.since
             self._begin()
-            self.held = mute if kept_away else age / 2
+            self.held = (min(mute, age) if mute > MUTE * self.limit else 0.0) if kept_away else age / 2
             self.stack = _summary(now.frames) if age > pause / 2 else []
         return found
 
@@ -222,7 +231,7 @@ class _Case:
                 self.worst, self._worst_stack = self.held, self.stack
         else:
             # A call that let nobody look stands where it ended, or has just returned.
-            self.held = mute if mute > self.limit / 2 else 0.0
+            self.held = mute if mute > MUTE * self.limit else 0.0
             self.stack = _summary(now.frames)
 
     def _begin(self) -> None:

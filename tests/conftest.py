@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -107,24 +108,40 @@ class Server:
                 child.kill()
 
 
+def holds_of_hub(log: str) -> list[str]:
+    """What the watch has found in a server's log: each hold with its stack."""
+    return re.findall(r"^[^\n]*the hub (?:was|is) held[^\n]*\n(?:  [^\n]*\n?)*", log, re.MULTILINE)
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts servers; each gets the settings it is called with. Prints a server's log when its test failed."""
+    """Starts servers; each gets the settings it is called with. Prints a server's log when its test failed.
+
+    Whatever holds the hub of one fails the test, wherever it comes from: every test is one of P12. One that does so on
+    purpose says `holds_hub=True`.
+    """
     servers: list[Server] = []
+    held_on_purpose: list[Server] = []
 
     def start(
         settings: dict[str, object] | None = None, *, workers: int = 2, kind: str = "gevent",
-        app: str = "tests.server.app:app", args: list[str] | None = None,
+        app: str = "tests.server.app:app", args: list[str] | None = None, holds_hub: bool = False,
     ) -> Server:  # fmt: skip
         values: dict[str, object] = {"FLASKCHAT_MODEL": "count", **(settings or {})}
         server = Server(tmp_path, values, workers=workers, kind=kind, app=app, args=args or [])
         servers.append(server)
+        if holds_hub:
+            held_on_purpose.append(server)
         return server
 
     yield start
+    held = []
     for server in servers:
         server.close()
         print(f"--- log of the server at {server.port}\n{server.log()}")
+        if server not in held_on_purpose:
+            held += holds_of_hub(server.log())
+    assert not held, "something held the hub (or the test says `holds_hub`):\n" + "\n".join(held)
 
 
 @pytest.fixture

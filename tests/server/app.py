@@ -58,8 +58,7 @@ def gauge() -> dict[str, int]:
     """What this worker holds, beside what can be seen from outside."""
     import greenlet  # not where the application runs on threads
 
-    gc.collect()
-    return {"greenlets": sum(isinstance(o, greenlet.greenlet) and not o.dead for o in gc.get_objects())}
+    return {"greenlets": sum(isinstance(o, greenlet.greenlet) and bool(o) for o in gc.get_objects())}
 
 
 @app.after_request

@@ -94,7 +94,7 @@ def test_a_worker_that_was_stopped_for_too_long_is_fenced_and_starts_anew(serve:
         start = start_of(stream)
         assert client.message(start["conversation_id"], start["message_id"])["text"] == text(ended[stream.run_id])
     leases = {worker for (worker,) in rows(server, "SELECT id FROM flaskchat_workers")}
-    for (worker, count) in rows(
+    for worker, count in rows(
         server, "SELECT worker_id, count(*) FROM flaskchat_runs WHERE state = 'running' GROUP BY 1"
     ):
         assert worker in leases, count
@@ -310,47 +310,3 @@ def test_a_full_disk_loses_nothing_and_the_replies_go_on_when_there_is_room(serv
     assert_whole(client, stream, frames, "done")
     assert text(frames) == "".join(f"word{n} ü€😀 " for n in range(200))
     assert client.send("5 0").rest()[-1].event == "done"
-
-
-def test_the_watch_on_the_hub_sees_what_holds_it(serve: Callable[..., Server]) -> None:
-    client = serve(workers=1, app=FAULTY).client()
-    for path in ("/hold", "/spin"):
-        for _ in deadline(10, f"what held it at {path}"):
-            client.get(path).response.read()
-            time.sleep(0.02)
-            if client.json("/hub")["held"] > 0.1:
-                break
-
-
-def test_nothing_holds_the_hub_at_the_start_under_load_or_while_the_database_is_locked(
-    serve: Callable[..., Server]
-) -> None:
-    """The best of three rounds, because other processes share the machine."""
-    held: dict[str, float] = {}
-
-    def note(name: str, client: Client) -> None:
-        held[name] = min(held.get(name, 9.0), float(client.json("/hub")["held"]))
-
-    for _ in range(3):
-        settings = {"FLASKCHAT_MODEL": "count", "FLASKCHAT_DATABASE_TIMEOUT": "0.5", "FLASKCHAT_DRAIN": "0.1"}
-        server = serve(settings, workers=1, app=FAULTY)
-        client = server.client()
-        assert client.json("/readyz")["status"] == "ready"
-        note("the start", client)
-        streams = [client.send("30 20") for _ in range(30)]
-        for stream in streams:
-            assert stream.rest()[-1].event == "done"
-        note("load", client)
-        streams = [client.send("30 20") for _ in range(10)]
-        with write_lock(server):
-            assert client.send("late").status == 503
-            note("locked", client)
-        for stream in streams:
-            assert stream.rest()[-1].event == "done"
-        print(held)
-        server.close()
-        for file in (server.folder / "instance").glob("*.sqlite3*"):
-            file.unlink()
-        if all(worst < 0.1 for worst in held.values()):
-            break
-    assert all(worst < 0.1 for worst in held.values()), held
