@@ -52,7 +52,7 @@ def one(serve: Serve, mortal: Mortal, model: Running) -> Callable[[], Server]:
 
 def until_answered(what: Callable[[], Any], words: str) -> Any:
     """A client comes again when its connection broke off, and when it is asked to."""
-    for _ in deadline(30, words):
+    for _ in deadline(90, words):
         with contextlib.suppress(OSError, HTTPException):
             answer = what()
             if answer.status not in (0, 503):
@@ -161,7 +161,7 @@ def test_a_worker_that_dies_with_the_nth_write_of_its_start_leaves_a_database_th
     def start() -> Server:
         server = one()
         client = server.client()
-        for _ in deadline(30, "a worker that is ready"):
+        for _ in deadline(90, "a worker that is ready"):
             with contextlib.suppress(OSError, HTTPException):
                 if client.get("/readyz").status == 200:
                     return server

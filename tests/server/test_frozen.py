@@ -1,0 +1,129 @@
+"""A worker that stands still (SIGSTOP) until its lease is taken over, and then goes on: it is fenced (P2, P3).
+
+In the short form leases are counted out sooner; the long form has the real times, and stops the worker for 30 s.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import psutil
+
+from flaskchat.log.base import Append
+from flaskchat.log.journal import decode_row
+from flaskchat.sweep import CONTROL
+from tests.conftest import Server
+from tests.server.badmodel import Running
+from tests.server.checker import judge
+from tests.server.checks import FAULTY, rows
+from tests.server.client import deadline
+from tests.server.dump import Tap
+from tests.server.history import History, Reading
+from tests.server.test_kill import Beside, ask_at, newcomer, settings
+
+Serve = Callable[..., Server]
+ARGS = ["--keep-alive", "60", "--timeout", "120"]
+"""gunicorn itself would kill a worker that gives no sign of life for 30 s."""
+
+
+def writers_of(server: Server, readings: list[Reading]) -> dict[str, int]:
+    """Who appended to these runs, and how often."""
+    wanted, found = {reading.run_id for reading in readings}, Counter[str]()
+    for worker, version, data in rows(server, "SELECT worker_id, version, data FROM flaskchat_journal"):
+        found[worker] += sum(isinstance(e, Append) and e.run_id in wanted for e in decode_row(version, data))
+    return {worker: count for worker, count in found.items() if count}
+
+
+def test_a_worker_that_was_stopped_for_too_long_is_fenced_and_starts_anew(
+    serve: Serve, model: Running, long: bool
+) -> None:
+    more = {} if long else {"TEST_SWEEP_ROUND": "0.6"}
+    server = serve(settings(model, FLASKCHAT_MODELS="silent", **more), app=FAULTY, args=ARGS)
+    history = History()
+    asker = newcomer(history, server, "somebody")
+    elsewhere = asker.tab()
+    frozen, other = server.workers()
+    mine = [ask_at(asker, frozen, tokens=4000, rate=rate) for rate in (30, 100)]
+    silent = {"message": {"id": "silent", "text": "x"}, "model": "silent"}
+    mine.append(asker.post(silent, connection=asker.client.connect_to(frozen)))
+    unharmed = ask_at(asker, other, tokens=4000, rate=30)
+    held_up = elsewhere.follow(unharmed.run_id, connection=elsewhere.client.connect_to(frozen))
+    for reading in (*mine, unharmed, held_up):
+        assert reading.status == 200
+        reading.take(2)
+    with Tap(server) as tap:
+        stopped_at = history.fault("SIGSTOP", frozen).at
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            ended = {}
+            for reading in mine:  # followed elsewhere while their worker stands still
+                found = elsewhere.follow(reading.run_id, connection=elsewhere.client.connect_to(other))
+                ended[reading.run_id] = found.rest()
+                assert found.events[-1].event == "interrupted"
+            print(f"interrupted after {time.monotonic() - stopped_at:.1f} s")
+            ((old_lease,),) = set(rows(server, "SELECT worker_id FROM flaskchat_runs WHERE id = ?", mine[0].run_id))
+            before = writers_of(server, mine)
+            assert set(before) == {old_lease, CONTROL}
+            while long and time.monotonic() - stopped_at < 30:
+                time.sleep(0.05)
+            before = writers_of(server, mine)
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        for reading in mine:  # those who waited at the stopped worker are sent away, and find the end elsewhere
+            reading.rest()
+            assert reading.how == "end"
+            rest = [] if reading.ended else asker.to_the_end(reading.run_id, reading.last)
+            assert [e.what for e in (*reading.events, *rest)] == [e.what for e in ended[reading.run_id]]
+        for _ in deadline(20, "the worker to find that it was taken for dead"):
+            if "was taken over while this worker was held up" in server.log():
+                break
+        fresh = ask_at(asker, frozen, tokens=20, rate=100)
+        assert fresh.worker == frozen
+        assert fresh.rest()[-1].event == "done"
+        ((epoch,),) = rows(server, "SELECT epoch FROM flaskchat_runs WHERE id = ?", fresh.run_id)
+        assert epoch == 2
+        # A reader at the stopped worker of a run that is somebody else's goes on, or is sent where it can.
+        watching = Beside(held_up.rest)
+        assert asker.stop(unharmed.run_id).body["state"] == "stopped"
+        assert unharmed.rest()[-1].event == "stopped"
+        watching.join(20)
+        assert not watching.is_alive()
+        if not held_up.ended:
+            assert elsewhere.to_the_end(unharmed.run_id, held_up.last)[-1].event == "stopped"
+        for _ in deadline(20, "the model to be told that nobody wants its replies any more"):
+            if not any(model.stats(post.tag)["live"] for post in history.posts if post.tag):
+                break
+        if not long:
+            assert writers_of(server, mine) == before, "something was appended to a run that had ended"
+        leases = {worker for (worker,) in rows(server, "SELECT id FROM flaskchat_workers")}
+        for (worker,) in rows(server, "SELECT worker_id FROM flaskchat_runs WHERE state = 'running'"):
+            assert worker in leases
+    judge(history, server, model, tap=tap)
+
+
+def test_a_worker_that_stood_still_for_a_moment_goes_on_as_if_nothing_was(serve: Serve, model: Running) -> None:
+    """For less than its lease lasts: its runs are its own, and lose nothing."""
+    server = serve(settings(model), app=FAULTY, args=ARGS)
+    history = History()
+    asker = newcomer(history, server, "somebody")
+    frozen, other = server.workers()
+    runs = [ask_at(asker, frozen, tokens=150, rate=50) for _ in range(3)]
+    follower = asker.tab().follow(runs[0].run_id, connection=asker.client.connect_to(other))
+    runs[0].take(5)
+    os.kill(frozen, signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    try:
+        for _ in deadline(10, "the worker to stand still"):
+            if psutil.Process(frozen).status() == psutil.STATUS_STOPPED and time.monotonic() - stopped_at > 2:
+                break
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    for reading in (*runs, follower):
+        reading.rest()
+        assert reading.how == "end"
+        assert reading.events[-1].event == "done"
+    judge(history, server, model)
