@@ -35,6 +35,7 @@ def settings(model: Running) -> dict[str, object]:
         "FLASKCHAT_HEARTBEAT": "0.3",
         "FLASKCHAT_STALL_TIMEOUT": str(STALL),
         "FLASKCHAT_BODY_TIMEOUT": "2",
+        "FLASKCHAT_GAP_TIMEOUT": "600",
         "FLASKCHAT_MAX_REPLY_BYTES": str(64 << 20),
         "FLASKCHAT_DRAIN": "1",
     }
@@ -52,12 +53,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory, model: Running) -> Iterator
 
 
 def warm(server: Server) -> None:
-    """Let every worker open what it opens at its first use, and then keeps."""
+    """Let every worker open what it opens at its first use and then keeps: connections and threads for the database."""
     client = server.client()
     for pid in server.workers():
-        stream = client.send("1 0", model="lines", connection=client.connect_to(pid))
-        stream.rest()
-        client.request("GET", "/conversations", connection=client.connect_to(pid)).json()
+        client.send("1 0", model="lines", connection=client.connect_to(pid)).rest()
+        connections = [client.connect_to(pid) for _ in range(8)]
+        asking = [
+            threading.Thread(target=lambda c=c: client.request("GET", "/conversations", connection=c).json())
+            for c in connections
+        ]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    client.close()
 
 
 def places(server: Server) -> int:
@@ -248,3 +257,76 @@ def test_a_body_that_breaks_off_is_no_fault_of_the_server(shared: Server) -> Non
             # of chunks that lack their end gunicorn says that they are all
             assert said.startswith(b"HTTP/1.1 400 " if what is BODY else b"HTTP/1.1 4"), said
     assert "Traceback" not in shared.log()
+
+
+# -- clients that read slowly ------------------------------------------------------------------------------------------
+
+
+def test_clients_that_read_nothing_or_a_byte_at_a_time_are_cut_off_and_find_the_rest_later(
+    shared: Server, model: Running, long: bool
+) -> None:
+    """Of a reply of 2 MB; a byte a second for a minute (short: one every 50 ms, until the server has had enough)."""
+    before = Gauge.of(shared, model)
+    history = History()
+    visitor = visitor_of(shared, history)
+    moving = visitor.ask(f"{18000 if long else 2000} {300 if long else 500}", more={"model": "lines"})
+    moving.take(1)
+    slow = [raw.follow(visitor, moving.run_id, buffer=4096) for _ in range(8)]
+    dripping = slow[:4]
+    whole = threading.Thread(target=moving.rest)
+    whole.start()
+    began = time.monotonic()
+    while time.monotonic() - began < 60:
+        for reading in dripping:
+            reading.read(1)
+        if not long and places(shared) <= 1:
+            break
+        time.sleep(1 if long else 0.05)  # between two bytes
+    took = wait_places(shared, 1 if whole.is_alive() else 0, STALL + 10)
+    print(f"the places were free after {took + time.monotonic() - began:.1f} s")
+    whole.join(90)
+    assert moving.ended
+    for reading in slow:
+        while not reading.raw.ended:
+            reading.read()
+        assert reading.how == "cut", "a body that was not sent to its end must not look as if it were"
+        assert not reading.ended
+    tabs = [visitor.tab() for _ in slow]
+    for tab, reading in zip(tabs, slow, strict=True):
+        tab.to_the_end(moving.run_id, reading.last)
+        reading.raw.close()
+        tab.client.close()
+    judge(history, shared, model)
+    visitor.client.close()
+    # Megabytes went through it, of which the allocator keeps some: 50 MB in the first three rounds of this, and then no
+    # more, for as many as there are.
+    assert wait_back(shared, before._replace(memory=before.memory + (60 << 20)), model) == []
+    assert "Socket error" not in shared.log(), "a client that reads slowly is no fault, of which a stack is logged"
+
+
+# -- a worker without a place ------------------------------------------------------------------------------------------
+
+
+def test_refused_clients_that_keep_their_connections_leave_health_and_stop_a_way_in(
+    serve: Callable[..., Server], model: Running
+) -> None:
+    """A browser keeps the connection on which it was refused, and a worker's places are counted in connections."""
+    args = ["--worker-connections", "20", "--keep-alive", "20"]
+    server = serve(settings(model), workers=1, app=FAULTY, args=args)
+    client = server.client()
+    capacity = client.json("/readyz")["capacity"]
+    client.close()
+    streams = [client.send("x", model="silent") for _ in range(capacity)]
+    assert {stream.status for stream in streams} == {200}
+    refused = [client.send("x", model="silent") for _ in range(8)]
+    for stream in refused:
+        assert stream.status == 503
+        assert stream.json()["code"] == "full"
+    began = time.monotonic()
+    health = [server.client(timeout=20) for _ in range(4)]
+    for other in health:
+        assert other.get("/healthz").status == 200
+    assert client.stop(streams[0].run_id)["state"] == "stopped"
+    took = time.monotonic() - began
+    print(f"health and Stop answered within {took:.2f} s")
+    assert took < 5, "they waited for somebody's idle connection to be given up"
