@@ -34,7 +34,7 @@ from tests.server.badmodel import Running
 from tests.server.client import TERMINAL
 from tests.server.dump import Dump, Run, Tap
 from tests.server.evidence import Case, Violation, cursor_of, text_of_log
-from tests.server.history import Event, History, Reading, Wire
+from tests.server.history import Event, Fault, History, Reading, Wire
 
 IN_TIME = 15.0
 """Seconds from a fault to the end of the runs that it ended (P3)."""
@@ -236,16 +236,28 @@ def _ended(case: Case, run: Run) -> None:
 
 def _in_time(case: Case, run: Run, limit: float) -> None:
     """Whoever's worker was killed has so many seconds to end."""
-    workers = {post.worker for post in case.history.posts if post.run_id == run.id and post.status == 200}
     began = run.started_at - case.history.wall_offset
-    ended = run.ended_at - case.history.wall_offset if run.ended_at is not None else None
-    terminals = [e.at for reading in case.by_run[run.id] for e in reading.events if e.event in TERMINAL]
-    ended = min([*terminals, *([ended] if ended is not None else [])], default=None)
+    ended = [e.at for reading in case.by_run[run.id] for e in reading.events if e.event in TERMINAL]
+    if run.ended_at is not None:
+        ended.append(run.ended_at - case.history.wall_offset)
+    end = min(ended, default=time.monotonic())
     for fault in case.history.faults:
-        if fault.pid and fault.pid in workers and began <= fault.at and (ended is None or ended > fault.at):
-            took = (ended if ended is not None else time.monotonic()) - fault.at
-            if took > limit:
-                case.say("late", f"ended {took:.1f} s after {fault.what} of its worker {fault.pid}", run.id)
+        if fault.pid and fault.pid in case.workers[run.id] and began <= fault.at < end:
+            over = _last_of(case.history.faults, fault, limit)
+            if end - over > limit:
+                words = f"ended {end - fault.at:.1f} s after {fault.what} of its worker {fault.pid}"
+                if over > fault.at:
+                    words += f", {end - over:.1f} s after the last fault that could delay it"
+                case.say("late", words, run.id)
+
+
+def _last_of(faults: list[Fault], fault: Fault, limit: float) -> float:
+    """When the faults were over that followed this one within its time: whoever was to end its runs is hit as well."""
+    over = fault.until
+    for other in sorted(faults):
+        if fault.at < other.until and other.at < over + limit:
+            over = max(over, other.until)
+    return over
 
 
 def _texts(case: Case) -> None:

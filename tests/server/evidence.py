@@ -37,10 +37,14 @@ class Case:
         self.by_run: dict[str, list[Reading]] = defaultdict(list)
         for reading in history.readings:
             self.by_run[reading.run_id].append(reading)
+        self.workers: dict[str, set[int]] = defaultdict(set)
+        """The processes that answered a run's POSTs: one of them writes it."""
         self.stored_owners: dict[str, str] = {}
         """The store's name of each owner of the history."""
         for post in history.posts:
             run = dump.runs.get(post.run_id)
+            if post.status == 200:
+                self.workers[post.run_id].add(post.worker)
             if post.status == 200 and run is not None:
                 self.stored_owners.setdefault(post.owner, run.owner)
 

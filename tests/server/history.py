@@ -100,6 +100,8 @@ class Post:
 
 class Fault(NamedTuple):
     at: float
+    until: float
+    """When it was over: the same moment, where it has no length."""
     what: str
     pid: int
 
@@ -155,7 +157,6 @@ class Reading:
                     # Without chunks the end of a body cannot be told from a cut.
                     self.how = "end" if self.stream.response.isclosed() else "cut"
                 return
-            self.stream.raw += data
             self._new += self.feed(data)
 
     def take(self, events: int) -> list[Event]:
@@ -219,8 +220,13 @@ class History:
 
     def fault(self, what: str, pid: int = 0) -> Fault:
         """Write down that something was done to a process (0: to none in particular)."""
-        self.faults.append(Fault(time.monotonic(), what, pid))
+        now = time.monotonic()
+        self.faults.append(Fault(now, now, what, pid))
         return self.faults[-1]
+
+    def healed(self, fault: Fault) -> None:
+        """Write down that a fault is over: a lock released, a stopped process continued."""
+        self.faults[self.faults.index(fault)] = fault._replace(until=time.monotonic())
 
 
 class Visitor:
