@@ -253,9 +253,9 @@ def _in_time(case: Case, run: Run, limit: float) -> None:
 
 def _last_of(faults: list[Fault], fault: Fault, limit: float) -> float:
     """When the faults were over that followed this one within its time: whoever was to end its runs is hit as well."""
-    over = fault.until
+    over = fault.at
     for other in sorted(faults):
-        if fault.at < other.until and other.at < over + limit:
+        if other != fault and fault.at < other.until and other.at < over + limit:
             over = max(over, other.until)
     return over
 

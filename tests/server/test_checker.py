@@ -15,7 +15,7 @@ from flaskchat.log.base import Append
 from tests.server.checker import check
 from tests.server.dump import Dump, Gauge, Message, Request, Run, not_back
 from tests.server.evidence import Violation
-from tests.server.history import Answer, Event, History, Post, Reading, Wire
+from tests.server.history import Answer, Event, Fault, History, Post, Reading, Wire
 
 WORDS = ["One ", "two ", "thrée 🙂 ", "four"]
 FRAMES = [
@@ -82,6 +82,16 @@ def test_a_history_in_which_all_is_right_has_no_violation() -> None:
     assert world.violations() == []
 
 
+def test_another_fault_puts_the_end_off_as_long_as_it_could_delay_it() -> None:
+    world = World()
+    ended_late(world)
+    assert [violation.rule for violation in world.violations()] == ["late"]
+    world.history.faults.append(Fault(world.post.at + 5, world.post.at + 9, "the database is locked", 0))
+    assert world.violations() == []
+    world.runs = [world.run._replace(ended_at=world.run.started_at + 25)]
+    assert [violation.rule for violation in world.violations()] == ["late"]
+
+
 def twice(world: World) -> None:
     world.read(b"".join([*FRAMES[:3], FRAMES[2], *FRAMES[3:]]))
 
@@ -146,10 +156,9 @@ def no_events(world: World) -> None:
 
 
 def ended_late(world: World) -> None:
-    world.history.faults.append(world.history.fault("kill -9", 77)._replace(at=world.post.at + 1))
-    world.history.faults = world.history.faults[-1:]
-    ended = world.run.started_at + 30
-    world.runs = [world.run._replace(ended_at=ended)]
+    world.history.faults.append(Fault(world.post.at + 1, world.post.at + 1, "kill -9", 77))
+    world.runs = [world.run._replace(ended_at=world.run.started_at + 17)]
+    world.history.readings.clear()
 
 
 def text_not_stored(world: World) -> None:
