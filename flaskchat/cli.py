@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 import click
+import msgspec
 from flask.cli import AppGroup
 
 from .config import SETTINGS
@@ -40,3 +44,37 @@ def show_models() -> None:
     for item in items:
         click.echo(f"{'*' if item['default'] else ' '} {item['id']}")
     click.echo(f"Default: {choice.id}, {choice.why}")
+
+
+@chat.command("bench")
+@click.option("--rate", type=click.FloatRange(0.1, 1000), default=20, show_default=True, help="Tokens/s of one reply.")
+@click.option("--seconds", type=click.FloatRange(0.5, 600), default=5, show_default=True, help="Counted in each step.")
+@click.option("--replies", type=click.IntRange(1), help="Live replies at most; absent: until the delay rises.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Of gunicorn.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def bench(rate: float, seconds: float, replies: int | None, workers: int, *, as_json: bool) -> None:
+    """Measure how many live replies this machine holds, and what each costs.
+
+    Starts gunicorn with this application's FLASKCHAT_ settings, a database of its own in a temporary folder, and a
+    stand-in for the model, all on the loopback; and ends them again. Your data and your model have no part in it.
+    """
+    from .bench import ramp, show  # here, because a server's workers have no use for it
+
+    terminal = sys.stderr.isatty()
+
+    def progress(words: str) -> None:
+        click.echo(f"\r\x1b[K{words}" if terminal else words, err=True, nl=not terminal)
+
+    options = ramp.Options(rate=rate, seconds=seconds, replies=replies, workers=workers)
+    try:
+        report = ramp.measure(options, current_state().settings, progress)
+    except FlaskChatError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        if terminal:
+            progress("")
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
+        return
+    for line in show.lines(report, shutil.get_terminal_size().columns, show.ink(sys.stdout.encoding)):
+        click.echo(line)
