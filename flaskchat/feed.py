@@ -193,7 +193,7 @@ class Feed:
             error=_json(terminal) if isinstance(terminal, Error) else None,
             upstream_closed_ms=self.upstream_closed_ms,
             last_seq=self.seq,
-            frames=b"".join(self.live.frames) + b"".join(frames),
+            frames=b"".join([self.live.joined, *frames]),
         )
 
 

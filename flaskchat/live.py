@@ -8,6 +8,8 @@ sockets.
 from __future__ import annotations
 
 import time
+from array import array
+from bisect import bisect_left
 from typing import Protocol
 
 from .log.base import Append
@@ -23,15 +25,20 @@ class Bell(Protocol):
 class LiveRun:
     """One run's events from `base + 1` on, each as its frame."""
 
-    __slots__ = ("base", "bells", "closed", "ended", "ended_at", "frames", "held", "own", "run_id", "size")
+    __slots__ = (
+        "_data", "_ends", "_last", "base", "bells", "closed", "ended", "ended_at", "held", "own", "run_id",
+    )  # fmt: skip
 
     def __init__(self, run_id: str, *, own: bool) -> None:
         self.run_id = run_id
         self.own = own
         self.base = 0
         """How many of the first events are not held any more."""
-        self.frames: list[bytes] = []
-        self.size = 0
+        # One buffer and where each frame ends: an object for each frame would be half as large again.
+        self._data = bytearray()
+        self._ends = array("Q")
+        self._last = (-1, -1, b"")
+        """What was taken last, with its cursors: the others who watch the same run ask for the same."""
         self.ended = False
         """The last frame is the terminal one."""
         self.closed = False
@@ -43,14 +50,41 @@ class LiveRun:
 
     @property
     def last_seq(self) -> int:
-        return self.base + len(self.frames)
+        return self.base + len(self._ends)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self._data)
+
+    @property
+    def frames(self) -> list[bytes]:
+        """All that are held, each by itself."""
+        data, start, found = bytes(self._data), 0, []
+        for end in self._ends:
+            found.append(data[start:end])
+            start = end
+        return found
+
+    @property
+    def joined(self) -> bytes:
+        return bytes(self._data)
 
     def extend(self, frames: list[bytes], ended: bool) -> None:
-        self.frames.extend(frames)
-        self.size += sum(map(len, frames))
+        data, ends = self._data, self._ends
+        for frame in frames:
+            data += frame
+            ends.append(len(data))
         if ended:
             self.ended = True
             self.ended_at = time.monotonic()
+
+    def forget(self) -> None:
+        """Let go of all events that are held; the log has them."""
+        last_seq = self.last_seq
+        # In this order: a thread that looks meanwhile finds nothing, never an event under another's number.
+        self._ends, self._data = array("Q"), bytearray()
+        self.base = last_seq
 
     def wake(self) -> None:
         for bell in tuple(self.bells):
@@ -65,19 +99,21 @@ class LiveRun:
 
         :raises LookupError: events after the cursor are not held here any more; the log has them.
         """
-        frames, index = self.frames, cursor - self.base
+        ends, index = self._ends, cursor - self.base
         if index < 0:
             raise LookupError(self.run_id)
-        waiting = len(frames) - index
-        if waiting <= 0:
+        end = len(ends)
+        if end <= index:
             return b"", cursor
-        if waiting == 1:
-            return frames[index], cursor + 1
-        size, end = 0, index
-        while end < len(frames) and size < CHUNK:
-            size += len(frames[end])
-            end += 1
-        return b"".join(frames[index:end]), self.base + end
+        start = ends[index - 1] if index else 0
+        if ends[-1] - start > CHUNK:
+            end = bisect_left(ends, start + CHUNK, index) + 1
+        after = self.base + end
+        before, until, data = self._last
+        if before != cursor or until != after:
+            data = bytes(self._data[start : ends[end - 1]])
+            self._last = (cursor, after, data)
+        return data, after
 
 
 class Live:
@@ -164,7 +200,7 @@ class Live:
             if total <= self._max_bytes:
                 break
             total -= run.size
-            run.base, run.frames, run.size = run.last_seq, [], 0
+            run.forget()
 
     def close(self) -> None:
         for run in list(self._runs.values()):

@@ -44,7 +44,7 @@ class Offer(NamedTuple):
 
 
 class Outlet:
-    __slots__ = ("_chunked", "_rest", "_sock")
+    __slots__ = ("_chunked", "_send", "_sock", "rest")
 
     def __init__(self, offer: Offer) -> None:
         """:raises OSError: the connection is closed, or no descriptor is free."""
@@ -56,7 +56,9 @@ class Outlet:
             raise
         self._sock.setblocking(False)
         self._chunked = offer.chunked
-        self._rest: bytes = b""
+        self._send = self._sock.send
+        self.rest = b""
+        """What the kernel has not taken yet."""
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -69,22 +71,20 @@ class Outlet:
         """
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        return self._send(data)
-
-    def flush(self) -> bool:
-        """As `write`, with what was left."""
-        return not self._rest or self._send(self._rest)
-
-    def _send(self, data: bytes) -> bool:
         try:
-            sent = self._sock.send(data)
+            sent = self._send(data)
         except BlockingIOError:
             sent = 0
         if sent == len(data):
-            self._rest = b""
             return True
-        self._rest = data[sent:]
+        self.rest = data[sent:]
         return False
+
+    def flush(self) -> bool:
+        """As `write`, with what was left."""
+        with contextlib.suppress(BlockingIOError):
+            self.rest = self.rest[self._send(self.rest) :]
+        return not self.rest
 
     def close(self, *, whole: bool) -> None:
         """:param whole: the body ends here as it should; otherwise the client sees that it was cut."""

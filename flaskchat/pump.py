@@ -38,6 +38,8 @@ STOP_POLL = 0.05
 UNFOLLOW_AFTER = 30.0
 BREATH = 5000
 """Entries of the log that are taken in before others may run."""
+TURNS = 400
+"""Sources that are read, or readers that are written to, before others may run."""
 
 
 class Ready(Protocol):
@@ -95,6 +97,8 @@ class Pump:
         self._news: list[Entry] = []
         self._thread = tasks.Offloader(1)
         self._following = False
+        self._moving = False
+        """Whether the last tick brought something: then the next one looks without waiting for a socket first."""
         self._needed_at = 0.0
         self._looks: deque[Look] = deque()
         self._task: tasks.Task | None = None
@@ -195,7 +199,8 @@ class Pump:
         try:
             while not (self._closing and not self.feeds):
                 if not self._closing:
-                    self.poller.wait(self._patience())
+                    if not self._moving:
+                        self.poller.wait(self._patience())
                     early = last + TICK - time.monotonic()
                     if early > 0:
                         tasks.sleep(early)
@@ -268,10 +273,12 @@ class Pump:
         self._again = []
         lease = self._lease()  # after the feeds were collected: whatever was begun under it is not taken for older
         ours = []
-        for feed in touched:
+        for number, feed in enumerate(touched, 1):
+            if number % TURNS == 0:
+                tasks.sleep(0)
             if self.feeds.get(feed.begun.run_id) is not feed:
                 continue
-            if feed.begun.lease != lease:
+            if feed.begun.lease is not lease and feed.begun.lease != lease:
                 self._forget(feed)
                 continue
             ours.append(feed)
@@ -291,6 +298,7 @@ class Pump:
         :returns: why the log could not be used, what had to be appended is kept then; and whether it could be read.
         """
         moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
+        self._moving = False
         if self.feeds:
             self._needed_at = now
         follow = self.live.watchers > 0 or now - self._needed_at < UNFOLLOW_AFTER
@@ -312,8 +320,11 @@ class Pump:
                 return None, False
             raise
         if refused is None:
-            for feed, frames, ended in moved:
+            self._moving = bool(moved)
+            for number, (feed, frames, ended) in enumerate(moved, 1):
                 self._publish(feed, frames, ended)
+                if number % TURNS == 0:
+                    tasks.sleep(0)
         else:
             self._keep(moved)
         self._take_in()

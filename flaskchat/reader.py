@@ -135,6 +135,7 @@ class Reader:
             return  # the server will notice what it is
         self.watch(self._outlet.fileno())
         self._socket = self._waiter = None
+        self.writing_since = 0.0
         self.push()
         raise HandedOver
 
@@ -143,16 +144,19 @@ class Reader:
         outlet = self._outlet
         if outlet is None:
             return
+        run = self.run
         try:
-            if outlet.flush():
+            if not outlet.rest or outlet.flush():
                 for _ in range(PIECES):
                     data = self._next()
-                    if not data:
-                        if self._over():
-                            return self._end(whole=True)
-                        return self._write_on(False)
-                    if not outlet.write(data):
+                    if data and not outlet.write(data):
                         break
+                    if not data or (self.cursor >= run.last_seq and not self._first):
+                        if self._over():
+                            self._end(whole=True)
+                        elif self._writing:
+                            self._write_on(False)
+                        return
             self._write_on(True)
         except LookupError:
             self._write_on(False)

@@ -248,7 +248,7 @@ class Readers:
     def _past(self, run: LiveRun) -> list[bytes]:
         """The run's frames from the first one on; fewer than there were when some have left the log."""
         if run.base == 0:
-            return list(run.frames)
+            return run.frames
         past: list[bytes] = []
         for entry in self.pump.read(run.run_id):
             if entry.seq > len(past) + 1:

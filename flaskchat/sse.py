@@ -17,7 +17,7 @@ Deliberate choices; do not change one without reading why:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 
@@ -25,6 +25,7 @@ from .models import Event, Reset
 
 _encode = msgspec.json.Encoder().encode
 
+_NAMES = {kind: kind.event.encode() for kind in get_args(Event)}
 _BOM = b"\xef\xbb\xbf"
 HEARTBEAT = b": hb\n"
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
@@ -34,7 +35,7 @@ MAX_LINE = 1 << 20
 
 def encode(seq: int, event: Event) -> bytes:
     """One numbered event as its frame. These bytes are what the log keeps and every reader is sent."""
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, event.event.encode(), _encode(event))
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, _NAMES[type(event)], _encode(event))
 
 
 def encode_reset(reset: Reset) -> bytes:

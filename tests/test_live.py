@@ -218,7 +218,7 @@ def readers(log: Log, tmp_path: Path) -> Iterator[Readers]:
     for entry in log.entries:
         live.apply(entry)
     log.run = run = known(live)
-    run.base, run.frames = 3, []
+    run.forget()
     places = Places(tmp_path)
     found = Readers(Settings(), log, live, Store(), Limits(Settings(), places), capacity=10)  # type: ignore[arg-type]
     found._locate = lambda run_id, owner: run  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ from .connection import Connection
 from .decoding import shown
 from .endpoint import Endpoint, refusal
 
-CHUNK = 65536
+CHUNK = 16384
 """Bytes of one system call; small enough that the allocator keeps the memory at hand."""
 MAX_READ = 262144
 """Bytes taken in one `read`, so that one fast model does not keep the others waiting."""
