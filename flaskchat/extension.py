@@ -21,8 +21,8 @@ from .feed import Feed
 from .providers.callable import Function
 from .providers.registry import Registry
 from .runtime import Lazy, Runtime
-from .security import Identity
-from .state import KEY, State
+from .security import Identity, owner_of
+from .state import KEY, State, current_state
 from .views import make_blueprint, page
 
 logger = logging.getLogger("flaskchat")
@@ -85,10 +85,11 @@ class FlaskChat:
             ) from None
 
         herald = Herald(app)
+        identity = Identity(app, self._identity, required=settings.identity_required)
 
         def open_runtime() -> Runtime:
             registry.default()  # complains here, where all models are registered, and not with the first message
-            runtime = Runtime(settings, url, registry)
+            runtime = Runtime(settings, url, registry, identity.still)
             runtime.pump.on_ended = lambda feed: herald.tell(signals.run_ended, feed)
             runtime.runs.on_started = lambda feed: herald.tell(signals.run_started, feed)
             atexit.register(herald.close)  # runs after the runtime's own, which is registered later
@@ -101,7 +102,7 @@ class FlaskChat:
             app=app,
             settings=settings,
             registry=registry,
-            identity=Identity(app, self._identity, required=settings.identity_required),
+            identity=identity,
             lazy=Lazy(open_runtime),
             database_url=url,
             on_close=herald.close,
@@ -126,6 +127,19 @@ class FlaskChat:
             return function
 
         return register
+
+
+    @staticmethod
+    def sign_out(user: object) -> None:
+        """End a user's streams now, on all workers; within the application's context.
+
+        Needed only where a logout neither changes Flask's session nor what the identity callable says about the old
+        request: a token that is taken back, say, or a logout at another service.
+
+        :param user: as the identity callable or Flask-Login names them.
+        :raises RequestError: the database could not be written, so other workers were not told.
+        """
+        current_state().runtime.readers.sign_out(owner_of(user))
 
 
 class Herald:

@@ -35,20 +35,31 @@ from .places import Place, Places
 PATIENCE = 1.0
 """Seconds that somebody who comes back waits for the stream before to give way."""
 LOOK = 0.02
+PASSING = frozenset({"HTTP_LAST_EVENT_ID", "HTTP_ACCEPT", "HTTP_CONTENT_LENGTH", "HTTP_REFERER"})
+"""Headers that say nothing of who asks, and differ from request to request."""
 
 
 class Visitor:
     """The client of one stream: who it is, where it is, and the places it has taken."""
 
-    __slots__ = ("address", "entered", "owner", "places", "returning", "since", "sock")
+    __slots__ = ("address", "browser", "entered", "environ", "owner", "places", "returning", "since", "sock")
 
-    def __init__(self, owner: str, *, address: str | None = None, sock: Any = None) -> None:
+    def __init__(
+        self, owner: str, *, address: str | None = None, sock: Any = None, environ: dict[str, Any] | None = None
+    ) -> None:
         """:param address: as `network` makes it.
         :param sock: the client's socket where the server gives it, to be watched and bounded.
+        :param environ: what its request brought, where who it is may change while the stream lives (rechecks.py).
         """
         self.owner = owner
         self.address = address
         self.sock = sock
+        self.environ = environ
+        self.browser: object = None
+        """The same for streams of which one need not be asked twice who their reader is."""
+        if environ is not None:
+            headers = ((name, value) for name, value in environ.items() if name.startswith("HTTP_"))
+            self.browser = owner, frozenset(item for item in headers if item[0] not in PASSING)
         self.since = time.monotonic()
         """When it was found out who it is."""
         self.returning = False

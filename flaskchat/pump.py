@@ -301,7 +301,7 @@ class Pump:
         self._moving = False
         if self.feeds:
             self._needed_at = now
-        follow = self.live.watchers > 0 or now - self._needed_at < UNFOLLOW_AFTER
+        follow = self.live.watchers > 0 or self.busy() or now - self._needed_at < UNFOLLOW_AFTER
         if not moved and not follow:
             self._stop_following()
             return None, True

@@ -42,6 +42,7 @@ from .sweep import announce
 
 KEEP_ENDED = 10.0
 """Seconds another worker's ended run stays in memory for readers that come back."""
+FORGET_SIGN_OUT = 60.0
 LOG_PATIENCE = 15.0
 """Seconds without a usable log after which readers are sent away to try elsewhere."""
 
@@ -65,6 +66,8 @@ class Readers:
         self._stall = settings.stall_timeout
         self._send_buffer = settings.send_buffer
         self._open: set[Reader] = set()
+        self._signed_out: dict[str, float] = {}
+        """Who signed out lately, and when (monotonic)."""
         self._places = 0
         pump.checks.append(self.check)
         pump.busy = lambda: bool(self._open)
@@ -145,6 +148,8 @@ class Readers:
         self._open.add(reader)
         if visitor.sock is not None:
             self._prepare(reader, visitor.sock)
+        if visitor.since < self._signed_out.get(visitor.owner, 0.0):  # while the request was on its way
+            reader.leave()
         return reader
 
     def detach(self, reader: Reader) -> None:
@@ -161,11 +166,32 @@ class Readers:
 
     def _leave_asked(self, leave: Leave) -> bool:
         """:returns: whether there was a stream of those that are to end."""
+        if not leave.run_id:
+            self._signed_out[leave.owner] = leave.asked_at
         meant = [reader for reader in self._open if reader.visitor.meant(leave, reader.run.run_id)]
         meant.sort(key=lambda reader: reader.visitor.since)
         for reader in meant[:1] if leave.run_id else meant:
             reader.leave()
         return bool(meant)
+
+    def visitors(self) -> list[Visitor]:
+        """Whose streams are open."""
+        return [reader.visitor for reader in tuple(self._open)]
+
+    def end(self, visitor: Visitor) -> None:
+        """End a visitor's stream."""
+        for reader in tuple(self._open):
+            if reader.visitor is visitor:
+                reader.leave()
+
+    def sign_out(self, owner: str) -> None:
+        """End all streams of an owner, on all workers. Who is still signed in, elsewhere, comes back.
+
+        :raises Unavailable: the other workers could not be told.
+        """
+        leave = Leave(owner, "", time.monotonic())
+        self._leave_asked(leave)
+        self._store.database.write(lambda c: c.execute(announce(leave)))
 
     def _prepare(self, reader: Reader, sock: Any) -> None:
         bound(sock, send_buffer=self._send_buffer, stall=self._stall)
@@ -177,10 +203,9 @@ class Readers:
         :raises NotFound:
         """
         feed: Feed | None = self.pump.feeds.get(run_id)
-        if feed is not None:
-            if feed.begun.owner != owner:
-                raise NotFound("There is no such run.")
+        if feed is not None and feed.begun.owner == owner:
             return feed.live
+        # Somebody else's run is looked for like one that is not there: the time must not tell them apart either.
         row = self._store.run(run_id, owner)
         if row is None:
             raise NotFound("There is no such run.")
@@ -282,6 +307,8 @@ class Readers:
             elif now - reader.idle_since >= self.heartbeat:
                 reader.wake()
         self._live.tidy(keep_ended=KEEP_ENDED)
+        for owner in [owner for owner, at in self._signed_out.items() if now - at > FORGET_SIGN_OUT]:
+            del self._signed_out[owner]
 
     def leave(self) -> None:
         """The worker is going: end every stream after what is there for it."""

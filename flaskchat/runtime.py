@@ -22,6 +22,7 @@ from .log.journal import Journal
 from .places import Places
 from .pump import Pump
 from .readers import Readers
+from .rechecks import Rechecks, Still
 from .runs import Models, Runs
 from .store import migrate
 from .store.engine import Database
@@ -39,10 +40,11 @@ START_AGAIN = 1.0
 
 class Runtime:
     """:param url: of the database.
+    :param still: whether a request with this WSGI environment would be this owner's now; absent: nobody is asked again.
     :raises ConfigurationError: the database or the server's kind of worker cannot be used.
     """
 
-    def __init__(self, settings: Settings, url: str, models: Models) -> None:
+    def __init__(self, settings: Settings, url: str, models: Models, still: Still | None = None) -> None:
         self.settings = settings
         self.models = models
         self.pid = os.getpid()
@@ -75,6 +77,7 @@ class Runtime:
             capacity=settings.max_streams or server.capacity(self.worker),
         )  # fmt: skip
         self.bodies = Bodies(self.pump, settings.body_timeout)
+        self.rechecks = Rechecks(self.readers, still or (lambda environ, owner: True))
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
             self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim
@@ -85,6 +88,7 @@ class Runtime:
     def start(self) -> None:
         self.pump.start()
         self.sweeper.start()
+        self.rechecks.start()
         atexit.register(self.close)
         module = self.database.module
         logger.info("flaskchat: SQLite %s (%s), %s", module.sqlite_version, module.__name__, self.database.path)
@@ -107,6 +111,7 @@ class Runtime:
         self.drain()
         self.runs.wait()
         self.sweeper.close()
+        self.rechecks.close()
         self.pump.close(2.0)
         self._release()
         self.live.close()
@@ -164,6 +169,11 @@ class Lazy:
             except Exception:
                 logger.exception("the chat cannot be opened")
                 return
+
+    @property
+    def opened(self) -> bool:
+        """Whether this process has opened it."""
+        return self._runtime is not None and self._runtime.pid == os.getpid()
 
     def close(self) -> None:
         """Close what this process opened; the next use opens it anew."""

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response, current_app, got_request_exception, request
+from flask import Blueprint, Response, current_app, got_request_exception, request, session
 from werkzeug.exceptions import (
     ClientDisconnected,
     HTTPException,
@@ -45,6 +45,7 @@ def make(url_prefix: str) -> Blueprint:
     blueprint.before_app_request(unrouted)
     blueprint.url_value_preprocessor(exempt_from_csrf)
     blueprint.after_request(remember)
+    blueprint.after_app_request(notice_sign_out)
     return blueprint
 
 
@@ -160,6 +161,24 @@ def remember(response: Response) -> Response:
     return response
 
 
+def notice_sign_out(response: Response) -> Response:
+    """End the streams of a user whom the host has just signed out, in whatever way it does that.
+
+    Where Flask's session changed in a request, it is compared who the user was, by what the browser sent, with who it
+    is now. A session that lies in the browser is the reason: nothing on the server's side says later that it is void.
+    """
+    state = current_state()
+    if not (state.lazy.opened and current_app.config["SESSION_COOKIE_NAME"] in request.cookies and session.modified):
+        return response
+    try:
+        left = state.identity.left(request.environ, session._get_current_object())  # type: ignore[attr-defined]
+        if left is not None:
+            state.runtime.readers.sign_out(left)
+    except Exception:
+        logger.exception("it could not be found out whether somebody signed out")
+    return response
+
+
 def body() -> bytes:
     """The request's JSON, undecoded.
 
@@ -196,7 +215,8 @@ def body() -> bytes:
 
 def visitor(owner: str) -> Visitor:
     """The client of this request, as one that wants a stream."""
-    return Visitor(owner, address=network(request.remote_addr), sock=client_socket())
+    environ = current_state().identity.credentials(request.environ, owner)
+    return Visitor(owner, address=network(request.remote_addr), sock=client_socket(), environ=environ)
 
 
 def client_socket() -> Any:
