@@ -8,6 +8,8 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
+from tests.server.client import deadline
+
 Visit = Callable[..., Page]
 
 
@@ -36,3 +38,50 @@ def stored(page: Page) -> dict[str, Any]:
     assert response.ok, response.text()
     answer: dict[str, Any] = response.json()
     return answer
+
+
+def seed(page: Page, *texts: str) -> list[str]:
+    """Conversations with these questions, the last one newest; each is answered with one word. Returns their ids."""
+    origin = "/".join(page.url.split("/")[:3])
+    for number, text in enumerate(texts):
+        message = {"id": f"00000000-0000-4000-8000-{hash((text, number)) & 0xFFFFFFFFFFFF:012x}", "text": f"1 0 {text}"}
+        answer = page.request.post(
+            f"{origin}/conversation", data={"action": "send", "message": message, "model": "count"}
+        )
+        assert answer.ok, answer.text()
+    items = page.request.get(f"{origin}/conversations?limit=100").json()["items"]
+    page.reload()
+    if texts:
+        expect(rows(page).first).to_be_attached()
+    return [str(item["id"]) for item in items[: len(texts)]][::-1]
+
+
+def rows(page: Page) -> Locator:
+    return page.locator(".rows li > a")
+
+
+def row(page: Page, text: str) -> Locator:
+    return rows(page).filter(has_text=text)
+
+
+def search(page: Page) -> Locator:
+    return page.get_by_label("Search conversations")
+
+
+def focused(page: Page) -> str:
+    """What has the focus within the element, in few words."""
+    words: str = page.evaluate(
+        """() => {
+          const e = document.activeElement?.shadowRoot?.activeElement ?? document.activeElement;
+          const name = e.getAttribute("aria-label") ?? e.textContent;
+          return `${e.localName}.${e.className} ${name}`.replace(/\\s+/g, " ").trim();
+        }"""
+    )
+    return words
+
+
+def wait_for_focus(page: Page, words: str) -> None:
+    for _ in deadline(5, f"the focus on {words!r}, not on {focused(page)!r}"):
+        page.wait_for_timeout(20)
+        if words in focused(page):
+            return

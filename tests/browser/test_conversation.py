@@ -69,6 +69,41 @@ def test_an_edit_is_a_branch_and_everything_is_kept(visit: Visit, chat: Server) 
     assert stored(page)["messages"][-2]["parent_id"] == messages[-1]["id"]
 
 
+def test_a_choice_of_a_version_is_told_again_until_the_server_has_it(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "Say it", tokens=8, rate=0, tag="choice")
+    is_over(page)
+    page.locator(".reply").get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".reply .walk")).to_have_attribute("aria-label", "Version 2 of 2")
+    is_over(page)
+    first, second = (each["id"] for each in stored(page)["messages"] if each["role"] == "assistant")
+    tried: list[str] = []
+
+    def refuse(route: Route) -> None:
+        tried.append(route.request.method)
+        route.abort()
+
+    pattern = re.compile(r"/conversations/c_[^/]*$")
+    page.route(pattern, refuse)
+    page.locator(".reply").get_by_role("button", name="Previous version").click()
+    for _ in deadline(15, "a second attempt"):
+        page.wait_for_timeout(20)
+        if len(tried) == 2:
+            break
+    assert stored(page)["current_leaf_id"] == second
+    page.unroute(pattern)
+    for _ in deadline(15, "the choice at the server"):
+        page.wait_for_timeout(20)
+        if stored(page)["current_leaf_id"] == first:
+            break
+    page.route(
+        pattern,
+        lambda route: route.fulfill(status=422, content_type="application/problem+json", json={"detail": "No."}),
+    )
+    page.locator(".reply").get_by_role("button", name="Next version").click()
+    expect(page.get_by_role("alert")).to_contain_text("The choice of this version could not be kept")
+
+
 def test_an_edit_in_the_middle_follows_what_it_followed(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ask(page, "First", text="Reply one")
@@ -116,6 +151,16 @@ def test_regenerating_makes_a_sibling_and_the_arrows_lead_back(visit: Visit, cha
             break
     page.reload()
     expect(page.locator(".reply .walk")).to_have_attribute("aria-label", "Version 1 of 3")
+
+
+def test_the_words_about_thinking_go_with_the_first_word_of_the_reply(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "Think", tokens=4000, rate=20, reasoning=3, tag="thinks")
+    expect(reply(page)).not_to_be_empty()
+    expect(page.locator(".reply .words")).to_have_count(0)
+    expect(page.locator("summary")).to_have_text(re.compile("^Thought for"))
+    page.get_by_role("button", name="Stop").click()
+    is_over(page)
 
 
 def test_the_details_of_a_reply_are_there_on_demand(visit: Visit, chat: Server) -> None:

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import Server
 
+from .talk import is_over, reply
 from .test_axe import axe, violations
 
 __all__ = ["axe"]  # a fixture
@@ -207,3 +208,19 @@ def test_axe_finds_nothing_in_the_hosts_page(browser: Browser, shop: Server, axe
         assert violations(page, axe) == []
     finally:
         context.close()
+
+
+def test_the_widget_works_in_a_hosts_page(visit: Visit, serve: Callable[..., Server], built: None) -> None:
+    server = serve({"FLASKCHAT_MODEL": "parrot"}, app="tests.browser.host:app")
+    page = visit(server.url)
+    page.set_viewport_size({"width": 700, "height": 800})
+    page.get_by_label("Your message").fill("polly wants a cracker")
+    page.keyboard.press("Enter")
+    is_over(page)
+    expect(reply(page)).to_have_text("polly wants a cracker")
+    assert page.url == f"{server.url}/"
+    expect(page).to_have_title("Shop")
+    page.get_by_role("button", name="Conversations").click()
+    expect(page.locator(".side li a")).to_have_attribute("href", re.compile(r"^/chat/c/c_"))
+    page.keyboard.press("Escape")
+    expect(page.locator(".side")).to_be_hidden()

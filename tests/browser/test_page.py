@@ -81,8 +81,10 @@ def assert_nothing_is_missing(page: Page, directive: dict[str, Any]) -> None:
 def test_a_reply_streams_and_is_shown_as_markdown(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     hosts: set[str] = set()
+    failed: list[str] = []
+    page.on("requestfailed", lambda request: failed.append(request.url))
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-    ask(page, text=RICH, rate=20)
+    ask(page, text=RICH, rate=20, fault="stall", after=6, hold=2)
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(reply(page).locator("strong")).to_have_text("bold")
     assert "python" not in reply(page).inner_text(), "the reply came in a lump"
@@ -95,6 +97,8 @@ def test_a_reply_streams_and_is_shown_as_markdown(visit: Visit, chat: Server) ->
     assert reply(page).locator("img").count() == 0
     assert hosts == {f"127.0.0.1:{chat.port}"}
     expect(page.get_by_role("status")).to_have_text("The reply is complete.")
+    page.wait_for_load_state("networkidle")
+    assert failed == [], "the page broke a request off that the server was about to end"
 
 
 def test_reasoning_is_folded_and_apart_from_the_text(visit: Visit, chat: Server) -> None:
@@ -123,6 +127,18 @@ def test_a_reload_in_the_middle_misses_nothing(visit: Visit, chat: Server) -> No
         wait_for_text(page, 80)
     is_over(page)
     assert_nothing_is_missing(page, directive)
+
+
+def test_a_tab_that_was_closed_is_no_loss(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    directive = ask(page, tag="closed", tokens=120, rate=40)
+    wait_for_text(page, 40)
+    url, context = page.url, page.context
+    page.close()
+    again = visit(url, context)
+    expect(again.get_by_role("button", name="Stop")).to_be_visible()
+    is_over(again)
+    assert_nothing_is_missing(again, directive)
 
 
 def test_two_tabs_show_the_same_reply(visit: Visit, chat: Server) -> None:
@@ -181,6 +197,26 @@ def test_a_question_waits_for_the_connection(visit: Visit, chat: Server, network
     is_over(page)
     expect(reply(page)).to_have_text("Here I am.")
     expect(page.locator(".user")).to_have_count(1)
+
+
+def test_stop_before_the_server_has_answered_waits_for_the_run_and_stops_it(
+    visit: Visit, chat: Server, model: badmodel.Running
+) -> None:
+    page = visit(chat.url)
+    held: list[Route] = []
+    page.route("**/conversation", lambda route: held.append(route))
+    ask(page, tag="early stop", tokens=4000, rate=20)
+    expect(page.get_by_text("Sending…")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Stopping…")).to_be_visible()
+    held[0].continue_()
+    expect(page.locator(".reply .words")).to_have_text(re.compile("^Stopped."))
+    is_over(page)
+    assert stored(page)["messages"][-1]["status"] == "stopped"
+    for _ in deadline(10, "the end of the model's connection"):
+        page.wait_for_timeout(20)
+        if model.stats("early stop")["live"] == 0:
+            break
 
 
 @pytest.mark.parametrize("moment", ["before the first token", "in the middle"])
@@ -263,34 +299,6 @@ def test_enter_sends_but_not_with_shift_and_not_within_a_composition(visit: Visi
     expect(box).to_have_value("")
 
 
-def test_the_list_leads_to_earlier_conversations_and_the_address_follows(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    ask(page, "First question", text="First reply", rate=0)
-    is_over(page)
-    first = page.url
-    assert "/c/c_" in first
-    page.get_by_role("link", name="New conversation").click()
-    expect(page.locator(".message")).to_have_count(0)
-    ask(page, "Second question", tag="second", tokens=2000, rate=20)
-    wait_for_text(page, 20)
-    links = page.locator(".side li a")
-    expect(links).to_have_count(2)
-    expect(links.nth(0)).to_have_attribute("aria-current", "page")
-    links.nth(1).click()
-    expect(reply(page)).to_have_text("First reply")
-    assert page.url == first
-    expect(page).to_have_title(re.compile("^First .* · Chat$"))
-    expect(links.nth(0)).to_contain_text("writing…")
-    page.go_back()
-    expect(page.locator(".user")).to_contain_text("Second question")
-    expect(page.get_by_role("button", name="Stop")).to_be_visible()
-    page.get_by_role("button", name="Stop").click()
-    is_over(page)
-    expect(links.nth(0)).not_to_contain_text("writing…")
-    page.go_forward()
-    expect(reply(page)).to_have_text("First reply")
-
-
 def test_a_reply_goes_on_while_its_reader_is_elsewhere(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     directive = ask(page, tag="elsewhere", tokens=60, rate=30)
@@ -349,49 +357,9 @@ def test_a_worker_that_dies_leaves_words_and_the_next_question_works(visit: Visi
     expect(page.locator(".reply .words.trouble")).to_be_visible(timeout=20_000)
     is_over(page)
     assert stored(page)["messages"][-1]["status"] == "interrupted"
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
     assert reply(page).inner_text().startswith(shown.strip()[:30])
     ask(page, text="Back again.", rate=0)
     is_over(page)
     expect(reply(page)).to_have_text("Back again.")
-
-
-def test_a_new_visitor_is_one_visitor_from_the_first_moment(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    page.context.clear_cookies()
-    cookies: list[str] = []
-    page.on("response", lambda response: cookies.extend(filter(None, [response.header_value("set-cookie")])))
-    page.goto(chat.url)
-    ask(page, text="Mine", rate=0)
-    is_over(page)
-    expect(page.locator(".side li a")).to_have_count(1)
-    assert len(cookies) == 1
-
-
-def test_words_say_when_the_list_cannot_be_loaded(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-
-    def refuse(route: Route) -> None:
-        route.abort()
-
-    page.route("**/conversations?*", refuse)
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    expect(page.get_by_text("The list could not be loaded.")).to_be_visible()
-    page.unroute("**/conversations?*")
-    page.locator(".side").get_by_role("button", name="Try again").click()
-    expect(page.get_by_text("The list could not be loaded.")).to_have_count(0)
-
-
-def test_the_widget_works_in_a_hosts_page(visit: Visit, serve: Callable[..., Server], built: None) -> None:
-    server = serve({"FLASKCHAT_MODEL": "parrot"}, app="tests.browser.host:app")
-    page = visit(server.url)
-    page.set_viewport_size({"width": 700, "height": 800})
-    page.get_by_label("Your message").fill("polly wants a cracker")
-    page.keyboard.press("Enter")
-    is_over(page)
-    expect(reply(page)).to_have_text("polly wants a cracker")
-    assert page.url == f"{server.url}/"
-    expect(page).to_have_title("Shop")
-    page.get_by_role("button", name="Conversations").click()
-    expect(page.locator(".side li a")).to_have_attribute("href", re.compile(r"^/chat/c/c_"))
-    page.keyboard.press("Escape")
-    expect(page.locator(".side")).to_be_hidden()

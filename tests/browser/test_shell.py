@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Route, expect
 
 from tests.conftest import Server
 
-from .test_sidebar import ask, rows, seed, wait_for_focus
-
-Visit = Callable[..., Page]
+from .talk import Visit, ask, is_over, reply, rows, seed, stored, wait_for_focus
 
 
 def test_the_system_prompt_is_kept_with_the_conversation(visit: Visit, chat: Server) -> None:
@@ -41,6 +39,32 @@ def test_the_system_prompt_is_kept_with_the_conversation(visit: Visit, chat: Ser
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+def test_a_new_conversation_has_its_system_prompt_from_the_first_message(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    sent: list[Any] = []
+    page.on("request", lambda each: sent.append(each.post_data_json) if each.method == "POST" else None)
+    menu = page.get_by_role("button", name="Menu of this conversation")
+    menu.click()
+    page.get_by_role("menuitem", name="System prompt").click()
+    area = page.get_by_role("textbox", name="System prompt")
+    area.fill("Answer in rhymes.")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("Your system prompt is set.")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("Your system prompt is set.")).to_be_visible()
+    ask(page, "In verse", text="So be it.")
+    is_over(page)
+    assert sent[0]["system_prompt"] == "Answer in rhymes."
+    assert stored(page)["system_prompt"] == "Answer in rhymes."
+    menu.click()
+    page.get_by_role("menuitem", name="System prompt").click()
+    expect(area).to_have_value("Answer in rhymes.")
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.get_by_text("What would you like to know?")).to_be_visible()
+    expect(page.get_by_text("Your system prompt is set.")).to_have_count(0)
+
+
 def test_one_of_many_models_is_found_by_typing(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     models = [{"id": f"p:model-{n}", "label": f"Model {n}", "default": n == 0} for n in range(20)]
@@ -65,6 +89,29 @@ def test_one_of_many_models_is_found_by_typing(visit: Visit, chat: Server) -> No
     page.get_by_label("Your message").fill("2 0")
     page.keyboard.press("Enter")
     expect(page.locator(".reply .markdown")).to_contain_text("word1")
+
+
+def test_the_reader_picks_a_model(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.get_by_label("Model").select_option("count")
+    page.get_by_label("Your message").fill("3 0")
+    page.get_by_role("button", name="Send").click()
+    is_over(page)
+    expect(reply(page)).to_have_text(re.compile("word0.*word1.*word2"))
+    page.reload()
+    expect(page.get_by_label("Model")).to_have_value("count")
+
+
+def test_a_model_picked_for_one_conversation_is_not_asked_in_another(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First question", text="First reply", rate=0)
+    is_over(page)
+    before = page.get_by_label("Model").input_value()
+    page.get_by_role("link", name="New conversation").click()
+    page.get_by_label("Model").select_option("count")
+    page.locator(".side li a").first.click()
+    expect(reply(page)).to_have_text("First reply")
+    expect(page.get_by_label("Model")).to_have_value(before)
 
 
 def test_the_keys_are_listed_and_do_what_the_list_says(visit: Visit, chat: Server) -> None:
@@ -112,6 +159,7 @@ def test_menus_are_walked_with_arrows_and_give_the_focus_back(visit: Visit, chat
     page = visit(chat.url)
     seed(page, "One")
     rows(page).first.click()
+    expect(page.locator(".user")).to_contain_text("One")
     page.get_by_role("button", name="Menu of this conversation").press("Enter")
     wait_for_focus(page, "Rename")
     page.keyboard.press("ArrowDown")
@@ -191,3 +239,57 @@ def test_on_a_narrow_screen_the_list_lies_over_the_conversation(visit: Visit, ch
     expect(page.locator(".user")).to_contain_text("Narrow")
     wait_for_focus(page, "Your message")
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_the_list_leads_to_earlier_conversations_and_the_address_follows(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First question", text="First reply", rate=0)
+    is_over(page)
+    first = page.url
+    assert "/c/c_" in first
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.locator(".message")).to_have_count(0)
+    ask(page, "Second question", tag="second", tokens=2000, rate=20)
+    expect(reply(page)).not_to_be_empty()
+    links = page.locator(".side li a")
+    expect(links).to_have_count(2)
+    expect(links.nth(0)).to_have_attribute("aria-current", "page")
+    links.nth(1).click()
+    expect(reply(page)).to_have_text("First reply")
+    assert page.url == first
+    expect(page).to_have_title(re.compile("^First .* · Chat$"))
+    expect(links.nth(0)).to_contain_text("writing…")
+    page.go_back()
+    expect(page.locator(".user")).to_contain_text("Second question")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    is_over(page)
+    expect(links.nth(0)).not_to_contain_text("writing…")
+    page.go_forward()
+    expect(reply(page)).to_have_text("First reply")
+
+
+def test_a_new_visitor_is_one_visitor_from_the_first_moment(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    page.context.clear_cookies()
+    cookies: list[str] = []
+    page.on("response", lambda response: cookies.extend(filter(None, [response.header_value("set-cookie")])))
+    page.goto(chat.url)
+    ask(page, "Mine", text="Mine", rate=0)
+    is_over(page)
+    expect(page.locator(".side li a")).to_have_count(1)
+    assert len(cookies) == 1
+
+
+def test_words_say_when_the_list_cannot_be_loaded(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+
+    def refuse(route: Route) -> None:
+        route.abort()
+
+    page.route("**/conversations?*", refuse)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_text("The list could not be loaded.")).to_be_visible()
+    page.unroute("**/conversations?*")
+    page.locator(".side").get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("The list could not be loaded.")).to_have_count(0)

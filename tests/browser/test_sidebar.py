@@ -4,63 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from playwright.sync_api import Locator, Page, Request, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from tests.conftest import Server
 from tests.server.client import deadline
 
-Visit = Callable[..., Page]
-
-
-def seed(page: Page, *texts: str) -> list[str]:
-    """Conversations with these questions, the last one newest; each is answered with one word. Returns their ids."""
-    origin = "/".join(page.url.split("/")[:3])
-    for number, text in enumerate(texts):
-        message = {"id": f"00000000-0000-4000-8000-{hash((text, number)) & 0xFFFFFFFFFFFF:012x}", "text": f"1 0 {text}"}
-        answer = page.request.post(
-            f"{origin}/conversation", data={"action": "send", "message": message, "model": "count"}
-        )
-        assert answer.ok, answer.text()
-    items = page.request.get(f"{origin}/conversations?limit=100").json()["items"]
-    page.reload()
-    if texts:
-        expect(rows(page).first).to_be_attached()
-    return [str(item["id"]) for item in items[: len(texts)]][::-1]
-
-
-def rows(page: Page) -> Locator:
-    return page.locator(".rows li > a")
-
-
-def row(page: Page, text: str) -> Locator:
-    return rows(page).filter(has_text=text)
-
-
-def search(page: Page) -> Locator:
-    return page.get_by_label("Search conversations")
-
-
-def focused(page: Page) -> str:
-    """What has the focus within the element, in few words."""
-    words: str = page.evaluate(
-        """() => {
-          const e = document.activeElement?.shadowRoot?.activeElement ?? document.activeElement;
-          const name = e.getAttribute("aria-label") ?? e.textContent;
-          return `${e.localName}.${e.className} ${name}`.replace(/\\s+/g, " ").trim();
-        }"""
-    )
-    return words
-
-
-def wait_for_focus(page: Page, words: str) -> None:
-    for _ in deadline(5, f"the focus on {words!r}, not on {focused(page)!r}"):
-        page.wait_for_timeout(20)
-        if words in focused(page):
-            return
+from .talk import Visit, ask, is_over, row, rows, search, seed, wait_for_focus
 
 
 def exists(page: Page, identifier: str) -> bool:
@@ -80,15 +31,6 @@ def deletes(page: Page) -> list[str]:
 
     page.on("request", note)
     return sent
-
-
-def ask(page: Page, words: str, **directive: Any) -> None:
-    page.get_by_label("Your message").fill(f"{words} {json.dumps(directive)}")
-    page.keyboard.press("Enter")
-
-
-def is_over(page: Page) -> None:
-    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false", timeout=30_000)
 
 
 def test_search_looks_into_titles_and_texts_and_shows_the_hit(visit: Visit, chat: Server) -> None:
@@ -111,6 +53,47 @@ def test_search_looks_into_titles_and_texts_and_shows_the_hit(visit: Visit, chat
     search(page).press("Escape")
     expect(search(page)).to_have_value("")
     expect(rows(page)).to_have_count(3)
+
+
+def test_a_hit_is_opened_where_it_is(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    filler = "Nothing of it.\n\n" * 60
+    ask(page, "First", text=f"{filler}The **nightjar** sleeps.\n\n{filler}A nightjar *flies* at dusk.\n\n{filler}")
+    is_over(page)
+    for _ in range(2):
+        page.locator(".reply").get_by_role("button", name="Regenerate").click()
+        is_over(page)
+    ask(page, "Second", text=filler)
+    is_over(page)
+    page.locator(".message.user").first.hover()
+    page.locator(".message.user").first.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill('Changed {"text": "Another branch."}')
+    page.keyboard.press("Enter")
+    is_over(page)
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.locator(".message")).to_have_count(0)
+    search(page).fill("nightjar")
+    expect(page.locator(".hit mark")).to_have_count(1)
+    read: list[str] = []
+    page.on("request", lambda each: read.append(each.url) if "/conversations/c_" in each.url else None)
+    rows(page).first.click()
+    # the branch that was shown last is another one
+    expect(page.locator(".reply").first).to_contain_text("The nightjar sleeps.")
+    found = """() => {
+      const [range] = CSS.highlights.get("flask-chat-found") ?? [];
+      if (!range) return null;
+      const box = range.getBoundingClientRect();
+      const frame = range.startContainer.parentElement.closest(".scroll").getBoundingClientRect();
+      const seen = box.height > 0 && box.top >= frame.top && box.bottom <= frame.bottom;
+      return seen ? range.toString() : `unseen at ${box.top}`;
+    }"""
+    for _ in deadline(15, "the hit in sight"):
+        page.wait_for_timeout(20)
+        if page.evaluate(found) == "nightjar":
+            break
+    wait_for_focus(page, "article.message")
+    expect(page.get_by_role("button", name="To the end")).to_be_visible()
+    assert len(read) == 1, "a conversation is read once when it is opened"
 
 
 def test_search_goes_by_keys_alone(visit: Visit, chat: Server) -> None:
@@ -137,6 +120,7 @@ def test_search_goes_by_keys_alone(visit: Visit, chat: Server) -> None:
     search(page).fill("gamma")
     search(page).press("Enter")
     expect(page).to_have_url(re.compile(ids[2]))
+    expect(page.locator(".user")).to_contain_text("Gamma")
     rows(page).first.focus()
     page.keyboard.press("Escape")
     wait_for_focus(page, "Search conversations")

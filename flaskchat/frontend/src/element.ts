@@ -84,6 +84,8 @@ export class FlaskChatElement extends LitElement {
     home: () => this.#shell.home(),
     trouble: (words) => (this.#session.problem = words),
   });
+  /** The conversation that is shown, or on its way: the attribute may be set by its host as well. */
+  #shown: string | null = null;
   #models: Model[] = [];
   #announcement = "";
   #follower: Follower | null = null;
@@ -180,6 +182,7 @@ export class FlaskChatElement extends LitElement {
     this.#session.model = this.model;
     if (!navigator.onLine) this.#session.offline = true;
     for (const [target, type, listener] of this.#listeners) target.addEventListener(type, listener);
+    this.#shown = this.conversation;
     if (this.conversation) void loadMarkdown();
     void this.#session.open(this.conversation);
     this.#shell.connected();
@@ -222,7 +225,7 @@ export class FlaskChatElement extends LitElement {
 
   protected override willUpdate(changed: PropertyValues<this>): void {
     if (changed.has("model") && this.hasUpdated) this.#session.model = this.model;
-    if (changed.has("conversation") && this.hasUpdated && this.conversation !== this.#session.conversation.id) {
+    if (changed.has("conversation") && this.hasUpdated && this.conversation !== this.#shown) {
       void this.#show(this.conversation);
     }
   }
@@ -304,7 +307,7 @@ export class FlaskChatElement extends LitElement {
 
   #show(id: string | null): Promise<void> {
     if (id !== null) this.#session.model = this.model; // what was picked elsewhere is not this conversation's
-    this.conversation = id;
+    this.conversation = this.#shown = id;
     this.#announcement = "";
     const shown = this.#session.open(id);
     this.#follower?.toEnd();
@@ -314,7 +317,7 @@ export class FlaskChatElement extends LitElement {
 
   /** The conversation on the page has been given its id. */
   #named(id: string): void {
-    this.conversation = id;
+    this.conversation = this.#shown = id;
     this.#composer.named(id);
     if (this.page) history.pushState(null, "", this.#href(id));
     this.#tell("conversationchange", { id });

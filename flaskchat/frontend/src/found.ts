@@ -32,9 +32,13 @@ export async function openHit(context: Context, id: string, hit: Hit): Promise<v
   if (context.shown().id !== id) return;
   const article = await context.reveal(hit.message_id);
   if (!article) return;
-  article.tabIndex = -1;
-  article.addEventListener("blur", () => article.removeAttribute("tabindex"), { once: true });
-  article.focus({ preventScroll: true });
+  const focused = context.host.renderRoot.activeElement;
+  // Whoever has gone on meanwhile, or begun to write, is left where they are.
+  if (!focused || focused.matches(".scroll, .composer textarea:placeholder-shown")) {
+    article.tabIndex = -1;
+    article.addEventListener("blur", () => article.removeAttribute("tabindex"), { once: true });
+    article.focus({ preventScroll: true });
+  }
   center(article, article);
   const until = performance.now() + PATIENCE;
   let range = rangeOf(article, hit);

@@ -33,6 +33,8 @@ export interface Context {
   sidebar: Sidebar;
   /** The conversation on the page. */
   shown: () => { id: string | null; title: string; systemPrompt: string };
+  /** Whether what is on the page is there: a conversation that is still being read looks like a new one. */
+  ready: () => boolean;
   /** Show a conversation, and go there with the focus. @returns when it is there. */
   open: (id: string | null) => Promise<void>;
   /** Bring a message of it into the branch that is shown. @returns what it is on the page. */
@@ -137,7 +139,9 @@ export class Panels {
             { label: "Delete", alarm: true, action: () => this.remove(item, "header") },
             { separator: true as const },
           ]
-        : [prompt, { separator: true as const }]),
+        : this.#context.ready()
+          ? [prompt, { separator: true as const }]
+          : []),
       ...(theme
         ? [
             ...(["auto", "light", "dark"] as const).map((each) => ({

@@ -147,6 +147,7 @@ export class Shell {
       list: this.list,
       sidebar: this.sidebar,
       shown: () => session().conversation,
+      ready: () => !session().loading && !session().failure,
       open: (id) => this.#open(id),
       show: (id) => void this.#actions.open(id),
       reveal,

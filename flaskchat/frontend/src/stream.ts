@@ -80,7 +80,7 @@ const LONGEST_DELAY = 15_000;
 const ASK_ATTEMPTS = 5;
 const NOT_A_STREAM_ATTEMPTS = 5;
 /** How long the server has to end the body after the terminal event. Some proxy may keep it open. Milliseconds. */
-const LAST = 1000;
+const LAST = 3000;
 /** Characters of one frame: far above the longest reply the server keeps. */
 const MAX_FRAME = 16 << 20;
 
