@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from . import forget
 from .config import Settings
 from .errors import Invalid, NotFound, NotJSON, TooMany
 from .limits import Visitor
@@ -195,4 +196,4 @@ def delete(runtime: Runtime, owner: str, conversation_id: str) -> None:
         raise NotFound("There is no such conversation.")
     for run_id in running:
         runtime.runs.stop(run_id, owner)
-    runtime.store.delete(conversation_id, owner)
+    forget.conversation(runtime.database, conversation_id, owner)

@@ -9,9 +9,12 @@ import click
 import msgspec
 from flask.cli import AppGroup
 
+from . import forget
 from .config import SETTINGS
 from .errors import FlaskChatError
 from .state import current_state
+from .store import migrate
+from .store.engine import Database
 
 chat = AppGroup("chat", help="The streaming chat of this application.")
 
@@ -30,6 +33,29 @@ def show_settings() -> None:
         unit = f" {setting.unit}" if setting.unit and value is not None else ""
         changed = "" if value == setting.default else f"  (default: {setting.default!r})"
         click.echo(f"{setting.name} = {setting.show(value)}{unit}{changed}\n    {setting.help}")
+
+
+@chat.command("purge")
+@click.option("--days", type=click.FloatRange(0, min_open=True), help="In place of FLASKCHAT_RETENTION_DAYS.")
+def purge(days: float | None) -> None:
+    """Delete the conversations of all owners in which nothing has happened for so many days, and all that was in them.
+
+    The server may run meanwhile, and does the same every now and then where FLASKCHAT_RETENTION_DAYS is set.
+    """
+    state = current_state()
+    days = days or state.settings.retention_days
+    if not days:
+        raise click.UsageError("say how old: --days 30, or set FLASKCHAT_RETENTION_DAYS")
+    try:
+        database = Database(state.database_url, timeout=state.settings.database_timeout)
+        try:
+            migrate.upgrade(database)
+            found = forget.older_than(database, days)
+        finally:
+            database.close()
+    except FlaskChatError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{found} {'conversation' if found == 1 else 'conversations'} deleted.")
 
 
 @chat.command("models")

@@ -65,6 +65,9 @@ class Settings:
         unit="seconds",
         minimum=0.1,
     )
+    retention_days: float = _setting(
+        0.0, "Conversations in which nothing has happened for so long are deleted; 0: none are.", unit="days", minimum=0
+    )
     identity_required: bool = _setting(False, "Refuse anonymous visitors with 401.")
 
     model: str | None = _setting(None, "The default model, `provider:name`, or the name of a Python model.")

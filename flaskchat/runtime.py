@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import server, tasks
+from . import forget, server, tasks
 from .bodies import Bodies
 from .config import Settings
 from .errors import Unavailable
@@ -80,8 +80,9 @@ class Runtime:
         self.rechecks = Rechecks(self.readers, still or (lambda environ, owner: True))
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
-            self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim
-        )
+            self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim,
+            chores=lambda: forget.chores(self.database, settings.retention_days),
+        )  # fmt: skip
         self.pump.checks.append(self._check)
         self._closed = False
 

@@ -43,6 +43,7 @@ logger = logging.getLogger("flaskchat")
 
 ROUND = 2.0
 GONE_AFTER = 5
+CHORES = 600
 KEEP = 30.0
 PRUNE_ROWS = 2000
 CONTROL = "control"
@@ -62,10 +63,11 @@ class Sweeper:
 
     def __init__(
         self, database: Database, holding: Holding, *, busy: Callable[[], bool], on_fenced: Callable[[Lease], None],
-        claim: Callable[[], None] = lambda: None,
+        claim: Callable[[], None] = lambda: None, chores: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """:param busy: whether this worker has runs, and so a lease to renew.
         :param on_fenced: called when the lease turns out to be lost.
+        :param chores: called every CHORES rounds.
         :param claim: called every round while the lease is held, so that no run under it is nobody's.
         """
         self._database = database
@@ -73,6 +75,7 @@ class Sweeper:
         self._busy = busy
         self._on_fenced = on_fenced
         self._claim = claim
+        self._chores = chores
         self._still: dict[tuple[str, int], tuple[int, int]] = {}
         """Of each other lease: its counter, and for how many rounds it has stood there."""
         self._marks: deque[tuple[float, int]] = deque()
@@ -88,9 +91,13 @@ class Sweeper:
             self._task.join(2.0)
 
     def _run(self) -> None:
+        rounds = random.randrange(CHORES)  # not all workers at once, and the first time before long
         while not self._end.wait(ROUND * random.uniform(0.9, 1.0)):
+            rounds += 1
             try:
                 self.round()
+                if rounds % CHORES == 0:
+                    self._chores()
             except Unavailable:
                 pass  # does not count as a round, see 2.
             except Exception:

@@ -19,7 +19,7 @@ ROOMS = (
     # who may do what, and the use cases
     "security", "chat", "export",
     # the life of a run, in one worker
-    "runtime", "runs", "titles", "rechecks", "readers", "reader", "bodies", "limits", "sweep",
+    "runtime", "forget", "runs", "titles", "rechecks", "readers", "reader", "bodies", "limits", "sweep",
     # the tick
     "pump", "feed", "live", "poller", "replay", "metrics", "server", "outlet", "watch", "places",
     # the outside: models, the log, the store

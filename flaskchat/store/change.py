@@ -1,4 +1,4 @@
-"""Changing a conversation, and deleting one with all that belongs to it. Each call is one transaction's work."""
+"""Changing a conversation. Each call is one transaction's work."""
 
 from __future__ import annotations
 
@@ -54,12 +54,3 @@ def running(c: Connection, conversation_id: str, owner: str) -> list[str] | None
         return None
     live = sa.select(runs.c.id).where(runs.c.conversation_id == conversation_id, runs.c.state == "running")
     return list(c.execute(live).scalars())
-
-
-def delete(c: Connection, conversation_id: str, owner: str) -> bool:
-    """Messages, runs, their events and client ids go with the conversation, and the search index by its triggers.
-
-    :returns: whether there was one.
-    """
-    mine = sa.and_(conversations.c.id == conversation_id, conversations.c.owner == owner)
-    return c.execute(sa.delete(conversations).where(mine)).rowcount == 1

@@ -116,10 +116,12 @@ class Database:
         self.timeout = timeout
         self.module = sqlite_module()
         _prepare(self.path)
-        self.engine: Engine = sa.create_engine(parsed, module=self.module, poolclass=NullPool)
+        self.engine: Engine = sa.create_engine(parsed, module=self.module, poolclass=NullPool, hide_parameters=True)
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "begin", self._begin)
         self._threads = tasks.Offloader(READERS + 1)
+        self._forget = False
+        """Whether the write-ahead log is to be emptied, however short it is."""
         self._write_lock = tasks.Lock()
         self._writer: Connection | None = None
         self._read_slots = threading.BoundedSemaphore(READERS)
@@ -134,6 +136,7 @@ class Database:
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA wal_autocheckpoint = 0")
         cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA secure_delete = ON")
         # In kB, of each connection. The default, 2 MB, fills with pages of the journal that nobody asks for again.
         cursor.execute("PRAGMA cache_size = -512")
         cursor.close()
@@ -217,13 +220,19 @@ class Database:
         self._idle_readers.append(connection)
         return result
 
+    def forget(self) -> None:
+        """Let nothing of what was deleted stay in the write-ahead log: empty it now, or as soon as nobody reads it."""
+        self._forget = True
+        self.checkpoint()
+
     def checkpoint(self) -> None:
         """Move the write-ahead log into the database when it has grown, so that it starts anew. Syncs files.
 
         PASSIVE does the bulk beside the writers; TRUNCATE then has only a few pages left to do under the write lock.
         """
         try:
-            if Path(self.path + "-wal").stat().st_size < CHECKPOINT_BYTES:
+            if Path(self.path + "-wal").stat().st_size < (1 if self._forget else CHECKPOINT_BYTES):
+                self._forget = False
                 return
         except OSError:
             return
@@ -235,7 +244,8 @@ class Database:
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if not busy:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._forget = self._forget and bool(busy)
         except self.module.Error as error:
             if code_of(error) not in (5, 6):  # busy or locked: another worker is at it
                 self._complain("cannot be checkpointed, its write-ahead log grows", error)

@@ -213,10 +213,6 @@ class Store:
         """The runs of a conversation that are being written; None when it is not there, or another's."""
         return self.database.read(lambda c: change.running(c, conversation_id, owner))
 
-    def delete(self, conversation_id: str, owner: str) -> bool:
-        """:returns: whether there was such a conversation of this owner's."""
-        return self.database.write(lambda c: change.delete(c, conversation_id, owner))
-
 
 def _begun(row: Row[Any], lease: Lease | None = None) -> Begun:
     return Begun(

@@ -1,0 +1,103 @@
+"""Deleting so that nothing remains: messages, runs, events, client ids, the search index, journal, the file's pages.
+
+The rows go in one transaction; the search index follows by its triggers, and `secure_delete` (store/engine.py) blanks
+what they leave in the file. Two places keep a text for a while all the same, and are seen to here: the journal, whose
+rows hold what all runs of a worker got in a tick, and the write-ahead log, which holds pages as they were.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from .log.base import Append
+from .log.journal import VERSION, decode_row, encode_row
+from .store import usage
+from .store.engine import Database
+from .store.schema import conversations, journal, runs
+
+DAY = 86400.0
+ROWS = 500
+"""Rows of the journal that are looked through in one transaction."""
+OLD = 50
+"""Old conversations that are deleted in one transaction."""
+
+
+class Deleted(NamedTuple):
+    runs: list[str]
+    first_row: int
+    """Of the journal: no older one is about these runs."""
+
+
+def conversation(database: Database, conversation_id: str, owner: str) -> bool:
+    """Delete a conversation of this owner's; none of its replies is being written.
+
+    :returns: whether there was one.
+    """
+    mine = sa.and_(conversations.c.id == conversation_id, conversations.c.owner == owner)
+    deleted = database.write(lambda c: _delete(c, mine))
+    if deleted is None:
+        return False
+    _scrub(database, deleted)
+    database.forget()
+    return True
+
+
+def older_than(database: Database, days: float) -> int:
+    """Delete the conversations of all owners in which nothing has happened for so long.
+
+    :returns: how many there were.
+    """
+    until, found = time.time() - days * DAY, 0
+    busy = sa.exists().where(runs.c.conversation_id == conversations.c.id, runs.c.state == "running")
+    select = sa.select(conversations.c.id).where(conversations.c.updated_at < until, ~busy).limit(OLD)
+    while True:
+        ids = database.read(lambda c: list(c.execute(select).scalars()))
+        if not ids:
+            break
+        some = sa.and_(conversations.c.id.in_(ids), conversations.c.updated_at < until, ~busy)
+        database.write(lambda c, some=some: _delete(c, some))  # type: ignore[misc]
+        found += len(ids)
+    if found:
+        database.forget()
+    return found
+
+
+def chores(database: Database, retention_days: float) -> None:
+    """What has to be forgotten from time to time."""
+    database.write(usage.forget_old)
+    if retention_days:
+        older_than(database, retention_days)
+
+
+def _delete(c: Connection, which: sa.ColumnElement[bool]) -> Deleted | None:
+    ids = list(c.execute(sa.select(conversations.c.id).where(which)).scalars())
+    if not ids:
+        return None
+    theirs = c.execute(sa.select(runs.c.id, runs.c.first_row).where(runs.c.conversation_id.in_(ids))).all()
+    c.execute(sa.delete(conversations).where(conversations.c.id.in_(ids)))
+    return Deleted([row.id for row in theirs], min((row.first_row for row in theirs), default=0))
+
+
+def _scrub(database: Database, deleted: Deleted) -> None:
+    """Take what the deleted runs got out of the journal's rows. Who follows it has seen them, or needs them no more."""
+    at: int | None = deleted.first_row
+    names = {run_id.encode(): run_id for run_id in deleted.runs}
+    while at is not None and names:
+        at = database.write(lambda c, after=at: _scrub_some(c, names, after))  # type: ignore[misc]
+
+
+def _scrub_some(c: Connection, names: dict[bytes, str], after: int) -> int | None:
+    """:returns: after which row to go on; None when that was the last."""
+    select = sa.select(journal.c.id, journal.c.version, journal.c.data).where(journal.c.id > after)
+    rows = c.execute(select.order_by(journal.c.id).limit(ROWS)).all()
+    for row in rows:
+        found = {run_id for name, run_id in names.items() if name in row.data}
+        if found and row.version == VERSION:
+            entries = decode_row(row.version, row.data)
+            kept = [entry for entry in entries if type(entry) is not Append or entry.run_id not in found]
+            c.execute(sa.update(journal).where(journal.c.id == row.id).values(data=encode_row(kept)))
+    return rows[-1].id if len(rows) == ROWS else None
