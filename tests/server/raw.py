@@ -170,3 +170,23 @@ def follow(
     reading.feed(first)
     visitor.history.readings.append(reading)
     return reading
+
+
+def body_of(data: bytes) -> tuple[int, bytes, bool]:
+    """The status, the body without its chunks, and whether it has ended, of as much of a response as there is."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end:
+        return 0, b"", False
+    status, found = int(head.split()[1]), b""
+    _, sized, length = head.lower().partition(b"\r\ncontent-length:")
+    if sized:
+        return status, rest, len(rest) >= int(length.split()[0])
+    while rest:
+        line, end, rest = rest.partition(b"\r\n")
+        if not end:
+            break
+        size = int(line, 16)
+        if size == 0:
+            return status, found, True
+        found, rest = found + rest[:size], rest[size + 2 :]
+    return status, found, False
