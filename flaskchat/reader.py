@@ -26,7 +26,7 @@ class Keeper(Protocol):
     """Who holds the readers of a worker."""
 
     heartbeat: float
-    leaving: bool
+    parting: bool
     poller: Poller
 
     def detach(self, reader: Reader) -> None: ...
@@ -89,7 +89,11 @@ class Reader:
 
     def _over(self) -> bool:
         """Whether nothing more will come than what is there."""
-        return self.run.ended or self.run.closed or self._gone or self._closed or self._keeper.leaving
+        return self.run.ended or self.run.closed or self._gone or self._closed or self._parting()
+
+    def _parting(self) -> bool:
+        """Whether it ends though its run goes on: elsewhere. One of this worker's own ends with its run."""
+        return self._keeper.parting and not self.run.own
 
     # -- the server iterates ---------------------------------------------------------------------------------------
 

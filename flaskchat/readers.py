@@ -59,6 +59,9 @@ class Readers:
         self.heartbeat = settings.heartbeat
         self.capacity = capacity
         self.leaving = False
+        """Nothing new is begun here."""
+        self.parting = False
+        """Streams end, though their runs go on elsewhere."""
         self._live = live
         self._store = store
         self._limits = limits
@@ -108,7 +111,7 @@ class Readers:
     def follow(self, run_id: str, visitor: Visitor, last_event_id: str | None) -> Reader | None:
         """A response that follows a run, from wherever it is.
 
-        A worker that is leaving answers too, with what is there, and ends: a browser's EventSource takes any status but
+        A worker that is leaving answers too, for as long as it is there: a browser's EventSource takes any status but
         200 for the end, and until the worker's sockets are closed it gets its share of the connections. So does one
         that cannot write its log: what is in memory can be read.
 
@@ -311,10 +314,21 @@ class Readers:
             del self._signed_out[owner]
 
     def leave(self) -> None:
-        """The worker is going: end every stream after what is there for it."""
+        """The worker is going. Streams stay as long as it does: at a reload the workers that follow are still starting,
+        and whoever was sent away would wait for them in silence.
+        """
         self.leaving = True
-        for reader in tuple(self._open):
-            reader.wake()
+
+    def followed(self) -> bool:
+        """Whether anybody follows runs of other workers here."""
+        return any(not reader.run.own and reader.live for reader in self._open)
+
+    def part(self) -> None:
+        """End every stream after what is there for it, but those of our own runs, which end with them."""
+        if not self.parting:
+            self.parting = True
+            for reader in tuple(self._open):
+                reader.wake()
 
 
 def _unreadable() -> Unavailable:

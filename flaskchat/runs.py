@@ -324,12 +324,20 @@ class Runs:
         if self._drain_until is None:
             self._drain_until = time.monotonic() + self._settings.drain
 
-    def wait(self) -> None:
-        """Until no run is left, at most the rest of the drain's time and a moment for the last commit."""
+    def drained(self, now: float) -> bool:
+        """Whether the drain's time is over."""
+        return self._drain_until is not None and now >= self._drain_until
+
+    def wait(self, followed: Callable[[], bool]) -> None:
+        """Until no run is left here and none elsewhere is `followed` from here, at most the rest of the drain's time;
+        and for our own, a moment for the last commit.
+        """
         assert self._drain_until is not None
         if self._titles is not None:
             self._titles.close()
-        while self.busy() and time.monotonic() < self._drain_until + 2.0:
+        while time.monotonic() < self._drain_until + 2.0:
+            if not self.busy() and (self.drained(time.monotonic()) or not followed()):
+                return
             tasks.sleep(0.02)
 
 

@@ -97,9 +97,11 @@ class Runtime:
     def _check(self, now: float) -> None:
         if self.worker is not None and not self.worker.alive and not self.readers.leaving:
             self.drain()
+        elif self.runs.drained(now):
+            self.readers.part()
 
     def drain(self) -> None:
-        """The worker is told to leave: streams end cleanly, runs get the drain's time."""
+        """The worker is told to leave: it begins nothing new, and runs and streams get the drain's time."""
         self.runs.drain()
         self.readers.leave()
 
@@ -110,7 +112,8 @@ class Runtime:
         self._closed = True
         atexit.unregister(self.close)
         self.drain()
-        self.runs.wait()
+        self.runs.wait(self.readers.followed)
+        self.readers.part()
         self.sweeper.close()
         self.rechecks.close()
         self.pump.close(2.0)

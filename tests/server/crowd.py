@@ -1,4 +1,4 @@
-"""Many visitors at once, each in a thread of its own: who asks, and reads every reply to its end as a browser does.
+"""Many visitors at once, who ask and read every reply to its end as a browser does, each in two tabs.
 
 What a browser's user would have seen as an error is kept in words, and how long each change to another worker took.
 """
@@ -68,10 +68,25 @@ class Crowd:
             self.errors.append(f"{name}: {error!r}")
 
     def _converse(self, visitor: Visitor, directive: dict[str, Any]) -> None:
-        """One question; its reply from worker to worker, until its end."""
         reading = self._ask(visitor, directive)
-        if reading is None:
-            return
+        if reading is not None:
+            second = threading.Thread(target=self._second_tab, args=(visitor, reading.run_id), name=f"{visitor.name}/2")
+            second.start()
+            self._read(visitor, reading)
+            second.join()
+
+    def _second_tab(self, visitor: Visitor, run_id: str) -> None:
+        """At whichever worker answers, the run's own or the other."""
+        tab = visitor.tab()
+        try:
+            self._read(tab, tab.follow(run_id))
+        except Exception as error:
+            self.errors.append(f"{tab.name}: {error!r}")
+        finally:
+            tab.client.close()
+
+    def _read(self, visitor: Visitor, reading: Reading) -> None:
+        """A reply from worker to worker, until its end."""
         run_id, cursor, left_at = reading.run_id, 0, 0.0
         while True:
             for event in reading:

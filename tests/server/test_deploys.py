@@ -38,14 +38,13 @@ def test_a_run_longer_than_the_drain_is_interrupted_with_its_text(serve: Callabl
     client = server.client()
     stream = client.send("2000 40")
     stream.take(5)
+    before = len(stream.frames)
     os.kill(stream.worker, signal.SIGTERM)
     told_at = time.monotonic()
-    stream.rest()
-    assert time.monotonic() - told_at < 1.5, "the stream did not end within a second"
-    frames = follow_to_the_end(client, stream, stream.frames)
-    assert time.monotonic() - told_at < 4
+    frames = everything(stream)
+    assert 0.8 < time.monotonic() - told_at < 5
     assert_whole(client, stream, frames, "interrupted")
-    assert len(text(frames)) > len(text(stream.frames)), "the run went on within the drain's time"
+    assert len(frames) > before + 10, "the run went on within the drain's time"
     assert "restarted" in json.loads(frames[-1].data)["message"]
 
 
@@ -54,20 +53,43 @@ def test_a_leaving_worker_takes_no_question_and_still_answers_followers_and_stop
     client = server.client()
     stream = client.send("3000 40")
     stream.take(5)
-    kept = [client.connect_to(stream.worker) for _ in range(4)]
+    kept = [client.connect_to(stream.worker) for _ in range(24)]
     os.kill(stream.worker, signal.SIGTERM)
-    frames = everything(stream)
+    for _ in deadline(5, "the worker to find that it is to leave"):  # it closes a connection after each answer then
+        if "draining" in client.request("GET", "/readyz", connection=kept.pop()).json().get("wrong", ()):
+            break
     refused = client.send("5 0", connection=kept[0])
     assert refused.worker == stream.worker
     assert (refused.status, refused.json()["code"]) == (503, "draining")
     assert refused.headers["Retry-After"] == "1"
-    follow = client.follow(stream.run_id, frames[-1].id, connection=kept[1])
+    follow = client.follow(stream.run_id, connection=kept[1])
     assert (follow.worker, follow.status) == (stream.worker, 200), "a browser does not come back after another status"
-    frames += follow.rest()
-    assert frames[-1].event == "delta"
+    assert len(follow.take(8)) == 8
     stopped = client.stop(stream.run_id, connection=kept[2])
     assert stopped["state"] == "stopped"
-    assert_whole(client, stream, follow_to_the_end(client, stream, frames), "stopped")
+    for found in (stream, follow):
+        assert_whole(client, stream, everything(found), "stopped")
+
+
+def test_at_a_leaving_worker_streams_stay_until_its_time_is_over(serve: Callable[..., Server]) -> None:
+    """At a reload those who follow are still starting: whoever was sent away at once would wait for them in silence."""
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "1.5"}, app=FAULTY, args=["--keep-alive", "10"])
+    client = server.client()
+    leaving, other = server.workers()
+    message = {"message": {"id": "here", "text": "2000 40"}}
+    own = client.request("POST", "/conversation", message, connection=client.connect_to(leaving))
+    message = {"message": {"id": "there", "text": "200 40"}}
+    foreign = client.request("POST", "/conversation", message, connection=client.connect_to(other))
+    foreign.take(1)
+    follower = client.follow(foreign.run_id, connection=client.connect_to(leaving))
+    for stream in (own, follower):
+        stream.take(3)
+    os.kill(leaving, signal.SIGTERM)
+    told_at = time.monotonic()
+    arrivals = [time.monotonic() for _ in follower]
+    assert 1.2 < arrivals[-1] - told_at < 5, "it was sent away early, or late"
+    assert everything(own)[-1].event == "interrupted"
+    assert_whole(client, foreign, follow_to_the_end(client, foreign, list(follower.frames)), "done")
 
 
 class Reading:
@@ -118,8 +140,8 @@ def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(s
     for reading in readings:
         reading.close()
     assert all(reading.clean for reading in readings), "a body was cut"
-    assert max(reading.ended_at for reading in readings) - told_at < 1.5
-    assert took < 7
+    assert max(reading.ended_at for reading in readings) - told_at < 4
+    assert took < 8
     assert not any(word in server.log() for word in ("SIGKILL", "graceful timeout", "WORKER TIMEOUT", "Traceback"))
     states = dict(rows(server, "SELECT id, state FROM flaskchat_runs"))
     assert states[fits.run_id] == "done", "it had time enough"
@@ -193,7 +215,6 @@ def assert_nobody_minded(server: Server, crowd: Crowd) -> None:
         f"{moves[-1]:.2f} s (worst); {crowd.refused} questions sent elsewhere"
     )
     assert crowd.errors == []
-    assert crowd.moves, "no stream moved, so nothing was shown"
     assert dict(rows(server, "SELECT state, count(*) FROM flaskchat_runs GROUP BY 1")).keys() == {"done"}
     for words in ("SIGKILL", "graceful timeout", "WORKER TIMEOUT", "Traceback"):
         assert words not in server.log()
@@ -207,9 +228,9 @@ def test_deploys_under_load_show_no_error_and_cut_no_reply_that_fits(
     seed = random.randrange(1 << 30)
     print("seed", seed)
     chance, history, slowest = random.Random(seed), History(), 0.0
-    with Tap(server) as tap, Crowd(server, history, 12, reply, seed) as crowd:
+    with Tap(server) as tap, Crowd(server, history, 8, reply, seed) as crowd:
         for number in range(12 if long else 3):
-            crowd.wait(8)
+            crowd.wait(6)
             began = time.monotonic()
             old = set(server.workers())
             if number % 2:
@@ -223,9 +244,9 @@ def test_deploys_under_load_show_no_error_and_cut_no_reply_that_fits(
                 if gone(told) and len(server.workers()) == 2:
                     break
             slowest = max(slowest, time.monotonic() - began)
-            while time.monotonic() - began < 5:
+            while long and time.monotonic() - began < 5:
                 time.sleep(0.05)
-        crowd.wait(8)
+        crowd.wait(6)
     print(f"a deploy took {slowest:.1f} s at most")
     assert_nobody_minded(server, crowd)
     judge(history, server, model, tap=tap)
@@ -235,15 +256,15 @@ def test_workers_that_are_replaced_by_count_show_no_error(
     busy: Callable[..., Server], model: Running, long: bool
 ) -> None:
     """Here gunicorn replaces a worker only when its last stream is gone: so streams have to move at once."""
-    server = busy("--max-requests", "40", "--max-requests-jitter", "20")
+    server = busy("--max-requests", "20", "--max-requests-jitter", "10")
     seed = random.randrange(1 << 30)
     print("seed", seed)
     history, seen = History(), set(server.workers())
-    with Tap(server) as tap, Crowd(server, history, 12, reply, seed) as crowd:
+    with Tap(server) as tap, Crowd(server, history, 8, reply, seed) as crowd:
         for _ in deadline(120, "workers to be replaced"):
             seen |= set(server.workers())
-            if len(seen) >= (20 if long else 5):
+            if len(seen) >= (20 if long else 4):
                 break
-        crowd.wait(8)
+        crowd.wait(6)
     assert_nobody_minded(server, crowd)
     judge(history, server, model, tap=tap)
