@@ -10,11 +10,11 @@ Deliberate choices; do not change one without reading why:
  2. The thread takes the stack of a hub that has not come back, again and again. Stacks of one and the same call are a
     hold. Stacks that share nothing are a turn of many greenlets, each of them short: that is load, and no one's fault.
  3. A machine that is busy elsewhere is no hold: the time for which the kernel kept the hub's thread waiting for a
-    processor is taken off (Linux tells it in schedstat). Where the watch itself came late (a stopped process, a laptop
-    that slept), only what the hub has computed meanwhile counts.
+    processor is taken off (Linux tells it in schedstat). Where that thread does not sleep, or the watch itself came
+    late (a stopped process, a virtual machine that was not run), only what the hub has computed counts.
  4. A call into C that computes without letting other threads run is seen afterwards: the watch came late, though it did
-    not wait for a processor, and the hub had one. So does a virtual machine that was not run for a moment, and cannot
-    know; therefore such a call counts from MUTE limits on.
+    not wait for a processor, and the hub had one. A virtual machine that was not run for a moment may look the same;
+    therefore such a call counts from MUTE limits on.
  5. What was found is logged by a greenlet, because whoever was held may have held the logging's lock. A hold that does
     not end is written to standard error by the thread: after 30 s gunicorn kills the worker without a word.
 """
@@ -67,6 +67,8 @@ class Look(NamedTuple):
     waited: float
     own_waited: float
     """Seconds for which this thread has waited for a processor."""
+    busy: bool = False
+    """Whether the hub's thread wants a processor, or has one: it does not sleep, in C or in wait of the interpreter."""
 
 
 Found = tuple[float, list[traceback.FrameSummary]]
@@ -167,7 +169,8 @@ class Watch:
         if self._now is not seen:
             since, frames = 0.0, []  # it has gone on meanwhile
         ran, waited = usage.read()
-        return Look(time.perf_counter(), turn, since, frames, ran, waited, own.read()[1])
+        busy = bool(since) and usage.busy()
+        return Look(time.perf_counter(), turn, since, frames, ran, waited, own.read()[1], busy)
 
     def _note(self, found: Found) -> None:
         held, _ = found
@@ -186,7 +189,10 @@ class _Case:
         self.held = 0.0
         """Seconds for which one call has held the hub, up to the last look."""
         self.worst = 0.0
+        """The longest of those in this turn that were over before."""
         self.stack: list[traceback.FrameSummary] = []
+        self._told_at = 0.0
+        """What `held` was when the stack was taken."""
         self._told = 0
         self._worst_stack: list[traceback.FrameSummary] = []
 
@@ -199,8 +205,12 @@ class _Case:
         late = gap - pause
         kept_away = late > pause
         mute = min(late - (now.own_waited - before.own_waited), ran) if kept_away else 0.0
+        # The kernel counts a wait when it is over. So what is counted now may be of the gaps before, and be longer.
+        net = gap - (now.waited - before.waited)
+        if kept_away or now.busy or (not now.since and before.busy):
+            net = min(net, ran)
         if before.since and now.since and before.turn == now.turn:
-            self._same_turn(before, now, min(ran, gap) if kept_away else gap - (now.waited - before.waited), mute)
+            self._same_turn(before, now, net, mute)
             return None
         found: Found | None = None
         if before.since:
@@ -208,7 +218,7 @@ class _Case:
             if ended is not None:
                 tail = ended.until - before.at
                 if not kept_away:
-                    self.held += max(0.0, tail - (now.waited - before.waited))
+                    self.held += min(tail, net)
                 elif mute > MUTE * self.limit:
                     self.held += min(tail, mute)
                 found = self._end()
@@ -225,17 +235,18 @@ class _Case:
 
     def _same_turn(self, before: Look, now: Look, net: float, mute: float) -> None:
         if _one(before.frames, now.frames):
-            self.held += max(0.0, net)
-            self.stack = _summary(now.frames)
-            if self.held >= self.worst:
-                self.worst, self._worst_stack = self.held, self.stack
+            self.held += net
         else:
+            self.held += min(0.0, net)
+            self.worst, self._worst_stack = self._end()
             # A call that let nobody look stands where it ended, or has just returned.
-            self.held = mute if mute > MUTE * self.limit else 0.0
-            self.stack = _summary(now.frames)
+            self.held, self._told_at = (mute if mute > MUTE * self.limit else 0.0), 0.0
+        # That of the second half: at the last look the culprit may have returned.
+        if self.held >= 2 * self._told_at:
+            self.stack, self._told_at = _summary(now.frames), max(self.held, self.limit / 8)
 
     def _begin(self) -> None:
-        self.held = self.worst = 0.0
+        self.held = self.worst = self._told_at = 0.0
         self.stack, self._worst_stack = [], []
 
     def _end(self) -> Found:
@@ -255,9 +266,10 @@ class _Usage:
     """For how long the thread that makes this has had a processor, and has waited for one; 0 where nobody tells."""
 
     def __init__(self) -> None:
-        self._fd = -1
+        self._fd = self._stat = -1
         with contextlib.suppress(OSError):
             self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            self._stat = os.open("/proc/thread-self/stat", os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> tuple[float, float]:
         if self._fd < 0:
@@ -265,10 +277,14 @@ class _Usage:
         ran, waited, _ = os.pread(self._fd, 100, 0).split()
         return int(ran) / 1e9, int(waited) / 1e9
 
+    def busy(self) -> bool:
+        return self._stat >= 0 and b") R " in os.pread(self._stat, 100, 0)
+
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._stat):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._stat = -1
 
 
 def _frames(innermost: FrameType | None) -> list[FrameType]:

@@ -107,11 +107,23 @@ def directive_of(body: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
     texts = [message["content"] for message in body.get("messages", ()) if message.get("role") == "user"]
     newest = next((text for text in reversed(texts) if isinstance(text, str) and "{" in text), None)
     if newest is not None:  # not always the last: a reply that is continued is asked for in other words
-        with contextlib.suppress(ValueError):
-            found.update(json.JSONDecoder().raw_decode(newest, newest.index("{"))[0])
+        found.update(_last_object(newest))
     found["fault"] = str(found["fault"]) if found.get("fault") is not None else None
     if found["fault"] not in (None, *FAULTS):
         raise ValueError(f"no such fault: {found['fault']}")
+    return found
+
+
+def _last_object(text: str) -> dict[str, Any]:
+    """The last JSON object in a text: questions between which no reply has text are sent as one."""
+    found: dict[str, Any] = {}
+    at = text.find("{")
+    while at >= 0:
+        try:
+            found, at = json.JSONDecoder().raw_decode(text, at)
+        except ValueError:
+            at += 1
+        at = text.find("{", at)
     return found
 
 

@@ -169,11 +169,11 @@ def wait_back(server: Server, before: Gauge, model: Running | None = None, secon
         time.sleep(0.05)
 
 
-def not_back(before: Gauge, after: Gauge) -> list[str]:
+def not_back(before: Gauge, after: Gauge, noise: Gauge = NOISE) -> list[str]:
     """What is not back, in words."""
     found = []
-    for name, was, now, noise in zip(Gauge._fields, before, after, NOISE, strict=True):
-        allowed = max(was * 1.1, was + noise) if name == "memory" else was + noise
+    for name, was, now, floor in zip(Gauge._fields, before, after, noise, strict=True):
+        allowed = max(was * 1.1, was + floor) if name == "memory" else was + floor
         if name == "workers":
             if now != was:
                 found.append(f"resources: {now} workers, {was} before")
