@@ -194,17 +194,11 @@ def delete(runtime: Runtime, owner: str, conversation_id: str) -> None:
     running = runtime.store.running(conversation_id, owner)
     if running is None:
         raise NotFound("There is no such conversation.")
-<<<<<<< Updated upstream
-    for run_id in running:
-        runtime.runs.stop(run_id, owner)
-    forget.conversation(runtime.database, conversation_id, owner)
-=======
     stopped: set[str] = set()
     while True:
         for run_id in running:
             runtime.runs.stop(run_id, owner)
         stopped.update(running)
-        running = runtime.store.delete(conversation_id, owner, stopped)
+        running = forget.conversation(runtime.database, conversation_id, owner, stopped)
         if not running:
             return
->>>>>>> Stashed changes

@@ -8,6 +8,7 @@ rows hold what all runs of a worker got in a tick, and the write-ahead log, whic
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from .log.base import Append
 from .log.journal import VERSION, decode_row, encode_row
-from .store import usage
+from .store import change, usage
 from .store.engine import Database
 from .store.schema import conversations, journal, runs
 
@@ -32,18 +33,26 @@ class Deleted(NamedTuple):
     """Of the journal: no older one is about these runs."""
 
 
-def conversation(database: Database, conversation_id: str, owner: str) -> bool:
-    """Delete a conversation of this owner's; none of its replies is being written.
+def conversation(database: Database, conversation_id: str, owner: str, stopped: Collection[str] = ()) -> list[str]:
+    """Delete a conversation of this owner's, unless a reply is being written in it.
 
-    :returns: whether there was one.
+    A question may have been sent into it after the others were stopped. Nobody would see its run any more, and the
+    model would write it to its end; so it has to be stopped first.
+
+    :param stopped: runs that have been told to stop, whether they could or not.
+    :returns: others that are being written; nothing has been deleted then.
     """
     mine = sa.and_(conversations.c.id == conversation_id, conversations.c.owner == owner)
-    deleted = database.write(lambda c: _delete(c, mine))
-    if deleted is None:
-        return False
-    _scrub(database, deleted)
-    database.forget()
-    return True
+
+    def delete(c: Connection) -> tuple[list[str], Deleted | None]:
+        further = [run_id for run_id in change.running(c, conversation_id, owner) or () if run_id not in stopped]
+        return further, None if further else _delete(c, mine)
+
+    further, deleted = database.write(delete)
+    if deleted is not None:
+        _scrub(database, deleted)
+        database.forget()
+    return further
 
 
 def older_than(database: Database, days: float) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import sqlalchemy as sa
 from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy.engine import Connection
@@ -56,21 +54,3 @@ def running(c: Connection, conversation_id: str, owner: str) -> list[str] | None
         return None
     live = sa.select(runs.c.id).where(runs.c.conversation_id == conversation_id, runs.c.state == "running")
     return list(c.execute(live).scalars())
-<<<<<<< Updated upstream
-=======
-
-
-def delete(c: Connection, conversation_id: str, owner: str, stopped: Collection[str]) -> list[str]:
-    """Messages, runs, their events and client ids go with the conversation, and the search index by its triggers.
-
-    A question may have been sent into it after the others were stopped. Nobody would see its run any more, and the
-    model would write it to its end; so it has to be stopped first.
-
-    :param stopped: runs that have been told to stop, whether they could or not.
-    :returns: others that are being written; nothing has been deleted then.
-    """
-    further = [run_id for run_id in running(c, conversation_id, owner) or () if run_id not in stopped]
-    if not further:
-        c.execute(sa.delete(conversations).where(conversations.c.id == conversation_id, conversations.c.owner == owner))
-    return further
->>>>>>> Stashed changes

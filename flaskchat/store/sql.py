@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -213,17 +213,6 @@ class Store:
         """The runs of a conversation that are being written; None when it is not there, or another's."""
         return self.database.read(lambda c: change.running(c, conversation_id, owner))
 
-<<<<<<< Updated upstream
-=======
-    def delete(self, conversation_id: str, owner: str, stopped: Collection[str]) -> list[str]:
-        """Delete a conversation, unless something else is being written in it by now.
-
-        :param stopped: runs that have been told to stop.
-        :returns: further ones; nothing has been deleted then.
-        """
-        return self.database.write(lambda c: change.delete(c, conversation_id, owner, stopped))
-
->>>>>>> Stashed changes
 
 def _begun(row: Row[Any], lease: Lease | None = None) -> Begun:
     return Begun(
