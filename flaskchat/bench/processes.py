@@ -54,23 +54,37 @@ class Process:
     """:param command: what to start.
     :param folder: where it runs, and where what it says on its standard error goes.
     :param inherit: a descriptor that it gets under the same number.
+    :param variables: its environment; absent: `environment()`.
     """
 
     def __init__(
-        self, command: list[str], folder: Path, *, inherit: int | None = None, stdout: int | None = None
-    ) -> None:
+        self, command: list[str], folder: Path, *, inherit: int | None = None, stdout: int | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.log_path = folder / f"{time.monotonic_ns()}.log"
+        self.began = time.monotonic()
         with self.log_path.open("wb") as log:
             # A session of its own: the terminal sends Ctrl-C to us alone, and we end the others in order.
             self.popen = subprocess.Popen(  # noqa: S603
-                command, cwd=folder, env=environment(), stdin=subprocess.PIPE, stdout=stdout or log, stderr=log,
-                pass_fds=[] if inherit is None else [inherit], start_new_session=True,
+                command, cwd=folder, env=variables or environment(), stdin=subprocess.PIPE, stdout=stdout or log,
+                stderr=log, pass_fds=[] if inherit is None else [inherit], start_new_session=True,
             )  # fmt: skip
         self.pid = self.popen.pid
 
     def log(self) -> str:
         """The end of what it has said."""
         return self.log_path.read_text(errors="replace")[-3000:]
+
+    def until_it_answers(self, port: int, ready: Callable[[], bool] = lambda: True) -> float:
+        """:param ready: asked before each try.
+        :returns: seconds since it was started.
+        :raises CannotMeasure: it does not start.
+        """
+        while self.popen.poll() is None and time.monotonic() < self.began + START:
+            if ready() and answers(port):
+                return time.monotonic() - self.began
+            time.sleep(0.01)
+        raise CannotMeasure(f"process {self.pid} does not start:\n{self.log()}")
 
     def end(self) -> None:
         """Ask it to end; those with a loop of ours do so by themselves."""
@@ -143,25 +157,13 @@ class Server(Process):
                 sys.executable, "-m", "gunicorn", "-c", str(Path(__file__).with_name("serving.py")),
                 "--chdir", str(folder), "-w", str(workers), "-b", f"fd://{sock.fileno()}",
             ]  # fmt: skip
-            self.began = time.monotonic()
             super().__init__(command, folder, inherit=sock.fileno())
         self._workers = folder / "workers"
         self._count = workers
 
     def wait(self) -> float:
-        """Until all its workers serve and it has answered.
-
-        :returns: seconds since it was started.
-        :raises CannotMeasure: it does not start.
-        """
-        until = self.began + START
-        while time.monotonic() < until:
-            if self.popen.poll() is not None:
-                break
-            if len(self.workers()) == self._count and answers(self.port):
-                return time.monotonic() - self.began
-            time.sleep(0.01)
-        raise CannotMeasure(f"gunicorn does not start:\n{self.log()}")
+        """Until all its workers serve and it has answered; as `until_it_answers`."""
+        return self.until_it_answers(self.port, lambda: len(self.workers()) == self._count)
 
     def workers(self) -> list[int]:
         return [int(path.name) for path in self._workers.iterdir()]
