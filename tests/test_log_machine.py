@@ -27,6 +27,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     consumes,
     initialize,
+    multiple,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -41,6 +42,9 @@ from tests.machine import OWNER, POINTS, Backend, Crash, Following, Models, Run,
 from tests.server.client import TERMINAL, text
 
 WORKERS = 3
+NUMBER = st.integers(0, WORKERS - 1)
+LONG = sweep.GONE_AFTER + 1
+"""Rounds after which a worker that stands still is counted out."""
 
 
 class Hosts(RuleBasedStateMachine):
@@ -100,25 +104,39 @@ class Hosts(RuleBasedStateMachine):
     def a_worker_starts(self) -> None:
         self.start()
 
-    @rule(number=st.integers(0, 2))
-    def a_worker_is_killed(self, number: int) -> None:
-        self.bury(self.worker(number))
-
-    @rule(number=st.integers(0, 2), point=st.sampled_from(POINTS))
-    def a_worker_will_crash(self, number: int, point: str) -> None:
-        self.worker(number).crash_at = point
-
-    @rule(number=st.integers(0, 2))
-    def a_worker_freezes(self, number: int) -> None:
+    @rule(number=NUMBER, point=st.sampled_from((None, *POINTS)), act=st.sampled_from(["tick", "sweep", "ask"]))
+    def a_worker_crashes(self, number: int, point: str | None, act: str) -> None:
+        """At once, or at a point within the next thing that it does."""
         worker = self.worker(number)
-        worker.frozen = True
-        self.endanger(worker)  # if it is frozen for long enough
+        if point is None:
+            return self.bury(worker)
+        for run in self.known:
+            if worker.has(run.run_id):
+                self.put(run, Delta("last "))
+        worker.crash_at = point
+        with self.may_crash(worker):
+            if act == "ask":
+                self.a_question(number)
+            else:
+                worker.tick() if act == "tick" else worker.sweep()
+        worker.crash_at = None
 
-    @precondition(lambda self: any(worker.frozen for worker in self.alive))
-    @rule()
-    def the_frozen_go_on(self) -> None:
-        for worker in self.alive:
-            worker.frozen = False
+    @rule(number=NUMBER, rounds=st.sampled_from([1, LONG]), says=st.booleans())
+    def a_worker_is_held_up(self, number: int, rounds: int, says: bool) -> None:
+        """For as long as so many rounds of the others, and for the longer time it is taken over. Then it goes on."""
+        worker = self.worker(number)
+        if len(self.alive) < 2:
+            self.start()
+        worker.frozen = True
+        if rounds == LONG:
+            self.endanger(worker)
+        if says:
+            for run in self.known:
+                if worker.has(run.run_id):
+                    self.put(run, Delta("late "))
+        self.time_passes(rounds)
+        worker.frozen = False
+        self.tick(worker)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +153,7 @@ class Hosts(RuleBasedStateMachine):
             return run
         return None
 
-    @rule(target=runs, number=st.integers(0, 2))
+    @rule(target=runs, number=NUMBER)
     def a_question(self, number: int) -> Any:
         worker, command = self.worker(number), self.command(action="send", text="Hi")
         run = self.begin(worker, command)
@@ -153,7 +171,7 @@ class Hosts(RuleBasedStateMachine):
             run.may_end.add("interrupted")
         return run
 
-    @rule(run=runs, number=st.integers(0, 2))
+    @rule(run=runs, number=NUMBER)
     def the_same_question_again(self, run: Run, number: int) -> None:
         worker = self.worker(number)
         with self.may_crash(worker):
@@ -161,27 +179,37 @@ class Hosts(RuleBasedStateMachine):
             assert live is None
             assert (begun.run_id, begun.created) == (run.run_id, False)
 
-    @rule(target=runs, run=runs, number=st.integers(0, 2))
-    def a_reply_is_continued(self, run: Run, number: int) -> Any:
+    @rule(target=runs, run=runs, number=NUMBER, said=st.booleans())
+    def a_reply_is_stopped_and_continued(self, run: Run, number: int, said: bool) -> Any:
+        """As far as it can be: one that has ended by itself cannot."""
         worker = self.worker(number)
         last = [one for one in self.known if one.message_id == run.message_id][-1]
+        if said:
+            self.put(last, Delta("before Stop "))
+        owner = self.owner_of(last)
+        if owner is not None:
+            self.tick(owner)
+        self.stop_is_asked_for(last, number)
+        self.time_passes(1)
         before = ""
         with self.may_crash(worker):
             row = worker.runtime.store.run(last.run_id, OWNER)
             assert row is not None
             if row.state not in ("stopped", "interrupted"):
-                return run
+                return multiple()
             before = self.message(worker, last)["text"]
             command = self.command(action="continue", message_id=run.message_id)
             return self.begin(worker, command, before) or self.repeat(command, before)
-        return run
+        return multiple()
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
+    def owner_of(self, run: Run) -> Worker | None:
+        return next((worker for worker in self.alive if worker.has(run.run_id)), None)
+
     def put(self, run: Run, *events: Any) -> None:
-        source = self.models.sources.get(run.run_id)
-        owner = next((worker for worker in self.alive if worker.has(run.run_id)), None)
-        if source is None or owner is None or "done" in run.may_end or "error" in run.may_end:
+        source, owner = self.models.sources.get(run.run_id), self.owner_of(run)
+        if source is None or owner is None or {"done", "error"} & run.may_end:
             return
         source.waiting += events
         for event in events:
@@ -190,53 +218,54 @@ class Hosts(RuleBasedStateMachine):
                 run.may_end.add("done")
         owner.runtime.pump.touch(owner.runtime.pump.feeds[run.run_id])
 
-    @rule(run=runs, text=st.sampled_from(["a", "word ", "ü€😀", "\n\ndata: forged\n\n"]))
-    def the_model_speaks(self, run: Run, text: str) -> None:
-        self.put(run, Delta(text))
+    @rule(run=runs, said=st.sampled_from(["a", "word ", "ü€😀", "\n\ndata: forged\n\n"]), committed=st.booleans())
+    def the_model_speaks(self, run: Run, said: str, committed: bool) -> None:
+        self.put(run, Delta(said))
+        owner = self.owner_of(run)
+        if committed and owner is not None:
+            self.tick(owner)
 
-    @rule(run=runs)
-    def the_model_is_done(self, run: Run) -> None:
-        self.put(run, Delta("last words"), Done())
-
-    @rule(run=runs)
-    def the_model_fails(self, run: Run) -> None:
-        for worker in self.alive:
-            if worker.has(run.run_id):
-                feed = worker.runtime.pump.feeds[run.run_id]
-                if feed.decide(ModelRaised("in the test").event()):
-                    run.may_end.add("error")
-                worker.runtime.pump.touch(feed)
+    @rule(run=runs, fails=st.booleans(), committed=st.booleans())
+    def the_model_ends(self, run: Run, fails: bool, committed: bool) -> None:
+        owner = self.owner_of(run)
+        if owner is None:
+            return
+        if fails:
+            feed = owner.runtime.pump.feeds[run.run_id]
+            if feed.decide(ModelRaised("in the test").event()):
+                run.may_end.add("error")
+            owner.runtime.pump.touch(feed)
+        else:
+            self.put(run, Delta("last words"), Done())
+        if committed:
+            self.tick(owner)
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    @rule(number=st.integers(0, 2))
-    def a_tick(self, number: int) -> None:
-        worker = self.worker(number)
+    def tick(self, worker: Worker) -> None:
+        """And what it brings to the worker's readers."""
         with self.may_crash(worker):
             worker.tick()
+            for following in self.following:
+                if following.worker is worker:
+                    following.read()
 
-    @rule(number=st.integers(0, 2))
-    def a_tick_while_the_database_is_locked(self, number: int) -> None:
-        worker = self.worker(number)
-        with self.may_crash(worker), self.host.locked():
-            worker.tick()
+    @rule(number=NUMBER, locked=st.booleans())
+    def a_tick(self, number: int, locked: bool) -> None:
+        """Also while another process keeps every writer out."""
+        with self.host.locked() if locked else contextlib.nullcontext():
+            self.tick(self.worker(number))
 
-    @rule(number=st.integers(0, 2))
-    def a_round_of_the_sweep(self, number: int) -> None:
-        worker = self.worker(number)
-        with self.may_crash(worker):
-            worker.sweep()
-
-    @rule(rounds=st.sampled_from([1, sweep.GONE_AFTER + 1]))
+    @rule(rounds=st.sampled_from([1, LONG]))
     def time_passes(self, rounds: int) -> None:
-        """For so many rounds: whoever stands still for all of the longer time is taken over."""
+        """For so many rounds of the sweep; in the longer time whoever stands still is counted out."""
         for _ in range(rounds):
             for worker in [worker for worker in self.alive if not worker.frozen]:
                 with self.may_crash(worker):
                     worker.sweep()
-                    worker.tick()
+                    self.tick(worker)
 
-    @rule(number=st.integers(0, 2))
+    @rule(number=NUMBER)
     def memory_is_let_go_of(self, number: int) -> None:
         live = self.worker(number).runtime.live
         live._max_bytes = 0
@@ -244,7 +273,7 @@ class Hosts(RuleBasedStateMachine):
 
     # -- readers and Stop --------------------------------------------------------------------------------------------
 
-    @rule(target=readers, run=runs, number=st.integers(0, 2), back=st.integers(0, 3))
+    @rule(target=readers, run=runs, number=NUMBER, back=st.integers(0, 3))
     def a_reader_comes(self, run: Run, number: int, back: int) -> Following:
         """From the start, or from some events before the last that anybody has seen."""
         following = Following(run, max(0, len(run.seen) - back) if back else 0)
@@ -252,7 +281,7 @@ class Hosts(RuleBasedStateMachine):
         self.attach(following, number)
         return following
 
-    @rule(following=readers, number=st.integers(0, 2))
+    @rule(following=readers, number=NUMBER)
     def a_reader_comes_back(self, following: Following, number: int) -> None:
         self.attach(following, number)
 
@@ -262,19 +291,12 @@ class Hosts(RuleBasedStateMachine):
             following.attach(worker)
             following.read()
 
-    @rule(following=readers)
-    def a_reader_reads(self, following: Following) -> None:
-        worker = following.worker
-        if worker is not None and not worker.frozen:
-            with self.may_crash(worker):
-                following.read()
-
     @rule(following=consumes(readers))
     def a_reader_leaves(self, following: Following) -> None:
         self.following.remove(following)
         following.leave()
 
-    @rule(run=runs, number=st.integers(0, 2))
+    @rule(run=runs, number=NUMBER)
     def stop_is_asked_for(self, run: Run, number: int) -> None:
         worker = self.worker(number)
         run.may_end.add("stopped")
@@ -294,7 +316,7 @@ class Hosts(RuleBasedStateMachine):
             for worker in list(self.alive):
                 self.bury(worker)
             last = self.start()
-            for _ in range(sweep.GONE_AFTER + 1):
+            for _ in range(LONG):
                 last.sweep()
             assert len({run.run_id for run in self.known}) == len(self.known)
             for run in self.known:
@@ -328,7 +350,7 @@ class Hosts(RuleBasedStateMachine):
 def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     make: Callable[[Path], Backend], tmp_path: Path, long: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 histories of at most 40 steps, always the same; in the long form 3,000 of at most 80, each time others."""
+    """40 histories of at most 30 steps, always the same; in the long form 3,000 of at most 80, each time others."""
     monkeypatch.setattr(tasks, "spawn", lambda function, *args, name="": function(*args))
     monkeypatch.setattr(sweep, "KEEP", 0.0)
     monkeypatch.setattr(journal, "BUSY_MS", 1)
@@ -336,7 +358,7 @@ def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=3000 if long else 40, stateful_step_count=80 if long else 40, derandomize=not long,
+            max_examples=3000 if long else 40, stateful_step_count=80 if long else 30, derandomize=not long,
             deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
