@@ -23,7 +23,8 @@ static int of_database(int fd) {
     ssize_t size = readlink(link, path, sizeof path - 1);
     if (size < 0) return 0;
     path[size] = 0;
-    return strstr(path, ".sqlite3") != NULL;
+    const char *name = strrchr(path, '/');
+    return name && strstr(name, ".sqlite3") != NULL;
 }
 
 static void die(const char *control) {

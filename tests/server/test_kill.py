@@ -23,7 +23,7 @@ import psutil
 from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
 from tests.server.checker import judge
-from tests.server.checks import FAULTY
+from tests.server.checks import FAULTY, write_lock
 from tests.server.client import deadline
 from tests.server.dump import Tap
 from tests.server.history import Event, History, Reading, Visitor
@@ -208,6 +208,39 @@ def test_kills_at_any_moment_lose_nothing_and_leave_nobody_waiting(serve: Serve,
     print(f"{len(back)} kills; back elsewhere after {back[len(back) // 2]:.2f} s (median), {back[-1]:.2f} s (worst)")
     assert back[len(back) // 2] < 2
     judge(history, server, model, tap=tap)
+
+
+# -- a start that dies -----------------------------------------------------------------------------------------------
+
+
+def test_a_question_that_its_host_gave_up_has_an_end_though_its_worker_lives(serve: Serve, model: Running) -> None:
+    """The request's time was over while it waited for the database, which then took the question all the same. So it
+    has a run that nobody writes, at a worker whose lease counts: no other may end it, and there is none.
+    """
+    server = serve(settings(model, FLASKCHAT_DATABASE_TIMEOUT=20), workers=1, app=FAULTY)
+    history = History()
+    asker = newcomer(history, server, "somebody")
+    before = asker.ask(tokens=2000, rate=20)
+    before.take(2)
+    question = {"message": {"id": "given-up", "text": json.dumps({"tokens": 3})}}
+    with write_lock(server):
+        asked_at = time.monotonic()
+        hurried = {"X-Seconds": "0.3"}
+        given_up = Beside(lambda: asker.client.request("POST", "/conversation", question, headers=hurried))
+        while time.monotonic() - asked_at < 1.5:
+            time.sleep(0.05)
+    given_up.join(20)
+    assert given_up.came is None or given_up.came.status == 500
+    again = asker.post(question)
+    assert again.status == 200
+    asked_at = time.monotonic()
+    events = [*again, *([] if again.ended else asker.to_the_end(again.run_id, again.last))]
+    assert [event.event for event in events] == ["start", "interrupted"]
+    assert time.monotonic() - asked_at < 15
+    assert "its start died" in server.log()
+    asker.stop(before.run_id)
+    assert before.rest()[-1].event == "stopped", "the other runs of the worker go on"
+    judge(history, server, model)
 
 
 # -- all at once -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ long form every N. The write is left out, or half of it is still done, in turn.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import time
 import uuid
@@ -169,8 +170,7 @@ def test_a_worker_that_dies_with_the_nth_write_of_its_start_leaves_a_database_th
 
     def clear(server: Server) -> None:
         server.close()
-        for file in (server.folder / "instance").glob("*.sqlite3*"):
-            file.unlink()
+        shutil.rmtree(server.folder / "instance")
 
     mortal.die_at(0)
     clear(start())
