@@ -207,10 +207,13 @@ def _same(case: Case, run_id: str, readings: list[Reading]) -> None:
             if first.what != event.what:
                 words = f"{event.event} {event.data[:60]!r}, but {first.event} {first.data[:60]!r} at {who}"
                 case.say("same", words, run_id, event.seq, reading.client)
+    kept = run_id in case.dump.runs  # of what was deleted, the journal may have been read in part
     for seq, (event, who) in seen.items():
-        if log and log.get(seq) != event.what:
-            words = "differs from the log" if seq in log else "was seen, and is not in the log"
-            case.say("lost", words, run_id, seq, who)
+        if seq not in log:
+            if kept and log:
+                case.say("lost", "was seen, and is not in the log", run_id, seq, who)
+        elif log[seq] != event.what:
+            case.say("lost", "differs from the log", run_id, seq, who)
 
 
 # -- how runs ended --------------------------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""The chaos run of tests/chaos.py, as long as the suite can bear: from a seed that stays, and from one of its own."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos import FAULTS, plan
+from tests.conftest import ROOT
+from tests.server.chatter import ACTS, turn_of
+
+
+def chaos(*arguments: object) -> str:
+    command = [sys.executable, "-m", "tests.chaos", *map(str, arguments)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=4000)
+    print(ended.stdout, ended.stderr)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("seed", [20, None])
+def test_two_workers_survive_random_faults_without_a_violation(seed: int | None, long: bool) -> None:
+    """15 seconds with 40 clients from each of two seeds; in the long form 300 seconds with 300."""
+    seconds, clients = (300, 300) if long else (15, 40)
+    told = chaos(
+        "--seed", random.randrange(1 << 32) if seed is None else seed, "--seconds", seconds, "--clients", clients
+    )  # fmt: skip
+    turns = re.search(r"(\d+) turns, (\d+) posts .*? (\d+) events", told)
+    assert turns is not None
+    # Not a run in which nothing happened.
+    assert int(turns[1]) >= clients
+    assert int(turns[3]) > 500
+
+
+def test_a_chaos_run_is_a_function_of_its_seed() -> None:
+    arguments = ("--seed", 5, "--seconds", 300, "--clients", 50, "--plan")
+    assert chaos(*arguments) == chaos(*arguments)
+    assert {fault.what for fault in plan(5, 300)} == set(FAULTS)
+    assert {turn_of(5, client, turn).act for client in range(20) for turn in range(10)} == set(ACTS)
+    for before, after in zip(plan(5, 300), plan(5, 300)[1:], strict=False):
+        assert after.at > before.at + before.lasts
+    assert plan(5, 300) != plan(6, 300)
