@@ -4,6 +4,7 @@
     OPENAI_API_KEY  OPENAI_BASE_URL  ANTHROPIC_API_KEY      where FLASKCHAT_ has none
     FLASKCHAT_DATA              folder of the database and the kept key; ./instance beside this file
     SECRET_KEY                  or FLASKCHAT_SECRET_KEY; without one, the extension keeps a key in that folder
+    <NAME>_FILE                 the file in which one of the secrets among these stands, as containers mount them
     FLASKCHAT_TRUSTED_PROXIES   how many proxies in front set X-Forwarded-*; none
 
 Importing it opens no file or database, and no socket but those with which a model server is looked for on this host,
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +24,17 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flaskchat import FlaskChat
-from flaskchat.config import load
+from flaskchat.config import SETTINGS, load
 from flaskchat.errors import ConfigurationError
 from flaskchat.providers.registry import Registry, discover
 from flaskchat.views.base import http_problem
 
 ROOT = Path(__file__).resolve().parent
 OWN = frozenset({"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES"})
+SECRETS = (
+    "SECRET_KEY", "FLASKCHAT_SECRET_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "FLASKCHAT_DATABASE_URL",
+    *(setting.name for setting in SETTINGS if setting.secret),
+)  # fmt: skip
 USUAL_NAMES = {
     "OPENAI_API_KEY": "FLASKCHAT_OPENAI_API_KEY",
     "OPENAI_BASE_URL": "FLASKCHAT_OPENAI_BASE_URL",
@@ -47,6 +52,22 @@ class Answering(NamedTuple):
     model: str
     why: str
     settings: dict[str, str]
+
+
+def with_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with the secrets that stand in files.
+
+    :raises ConfigurationError: a file cannot be read.
+    """
+    found = dict(environ)
+    for name in SECRETS:
+        path = found.pop(f"{name}_FILE", "")
+        if path and not found.get(name):
+            try:
+                found[name] = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(f"{name}_FILE={path!r}: expected a file with the secret: {error}") from None
+    return found
 
 
 def data_folder(environ: Mapping[str, str]) -> Path:
@@ -82,7 +103,7 @@ def answering(config: Mapping[str, str]) -> Answering:
     return Answering(choice.id, choice.why, {"FLASKCHAT_MODEL": choice.id})
 
 
-def create_app(environ: MutableMapping[str, str] = os.environ) -> Flask:
+def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
     """
     :param environ: what to read in place of the process's environment.
     :raises ConfigurationError: names the variable, its value and what was expected.
@@ -92,6 +113,7 @@ def create_app(environ: MutableMapping[str, str] = os.environ) -> Flask:
             format="[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S %z"
         )
         log.setLevel(logging.INFO)
+    environ = with_secrets(environ)
     folder = data_folder(environ)
     # no static folder of its own: the chat has the root, and serves its own files
     app = Flask("wsgi", root_path=str(ROOT), instance_path=str(folder), static_folder=None)

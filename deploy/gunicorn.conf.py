@@ -70,6 +70,9 @@ limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
 
+# `X_Forwarded_For` would reach the application as `X-Forwarded-For` does, past a proxy that takes only the second out.
+header_map = "refuse"
+
 # Whose X-Forwarded-Proto and the like are believed: a proxy on this machine, nobody else. (Client addresses are
 # another matter: FLASKCHAT_TRUSTED_PROXIES.)
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"

@@ -78,6 +78,10 @@ class Settings:
     openai_api_key: str | None = _setting(None, "Its key.", secret=True)
     anthropic_base_url: str = _setting("https://api.anthropic.com", "Address of Anthropic's API.")
     anthropic_api_key: str | None = _setting(None, "Its key.", secret=True)
+    plain_http: bool = _setting(False, "Allow http to model servers on other machines; to this one it is always allowed.")
+    log_model_errors: bool = _setting(
+        False, "Log the words with which a model's server explains an error; they may repeat what users wrote."
+    )
     max_output_tokens: int = _setting(
         8192, "Longest reply asked of a model whose API wants to be told (Anthropic's).", unit="tokens", minimum=1
     )

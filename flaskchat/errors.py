@@ -158,6 +158,8 @@ class NotReady(Unavailable):
 
 class ModelError(FlaskChatError):
     """:param detail: what happened, for the operator's log only.
+    :param said: what the model's server sent with it, the detail's end. It may repeat what users or models wrote, so it
+        is logged only where that is asked for.
     :param retry_after: seconds that the model's server asked us to wait.
     """
 
@@ -165,10 +167,21 @@ class ModelError(FlaskChatError):
     message: ClassVar[str] = "The model failed. What it had written is kept."
     retryable = True
 
-    def __init__(self, detail: str = "", *, retry_after: float | None = None) -> None:
-        super().__init__(detail or self.message)
-        self.detail = detail
+    def __init__(self, detail: str = "", *, said: str = "", retry_after: float | None = None) -> None:
+        super().__init__(f"{detail}{said}" or self.message)
+        self.detail = f"{detail}{said}"
         self.retry_after = retry_after
+        self._own_words = detail
+        self._said = said
+
+    def logged(self, *, words: bool) -> str:
+        """What stands in the log.
+
+        :param words: whether the server's own words are wanted.
+        """
+        if self._said and not words:
+            return f"{self._own_words}(what it said is not logged unless FLASKCHAT_LOG_MODEL_ERRORS is true)"
+        return self.detail or self.message
 
     def event(self) -> Error:
         return Error(code=self.code, message=self.message, retryable=self.retryable)

@@ -32,15 +32,17 @@ class Feed:
     """The state of one run between its start and its terminal event."""
 
     __slots__ = (
-        "_verdict", "backlog", "begun", "bell", "closing", "fd", "heard", "heard_at", "live", "max_bytes", "notes",
-        "pending", "reasoning", "seq", "source", "started_at", "terminal", "text", "tools", "tools_size",
+        "_log_words", "_verdict", "backlog", "begun", "bell", "closing", "fd", "heard", "heard_at", "live", "max_bytes",
+        "notes", "pending", "reasoning", "seq", "source", "started_at", "terminal", "text", "tools", "tools_size",
         "upstream_closed_ms",
     )  # fmt: skip
 
-    def __init__(self, begun: Begun, live: LiveRun, max_bytes: int) -> None:
+    def __init__(self, begun: Begun, live: LiveRun, max_bytes: int, *, log_words: bool = False) -> None:
+        """:param log_words: whether the words of a model's server about its errors are logged."""
         self.begun = begun
         self.live = live
         self.max_bytes = max_bytes
+        self._log_words = log_words
         self.source: Source | None = None
         self.fd: int | None = None
         self.bell: Any = None
@@ -152,7 +154,7 @@ class Feed:
     def blame(self, error: ModelError) -> Error:
         """What went wrong: in words for the user, in detail for the operator's log."""
         if not self.over():
-            logger.warning("run %s: %s: %s", self.begun.run_id, error.code, error.detail or error.message)
+            logger.warning("run %s: %s: %s", self.begun.run_id, error.code, error.logged(words=self._log_words))
         return error.event()
 
     def _end(self, terminal: Terminal) -> None:

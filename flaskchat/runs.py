@@ -135,7 +135,7 @@ class Runs:
             return begun, None
         if self._titles is not None:
             self._titles.drop(begun.conversation_id)
-        feed = Feed(begun, self._live.add(LiveRun(begun.run_id, own=True)), self._settings.max_reply_bytes)
+        feed = self._feed(begun, self._live.add(LiveRun(begun.run_id, own=True)))
         self._pump.add(feed)
         if self.on_started is not None:
             self.on_started(feed)
@@ -145,6 +145,9 @@ class Runs:
         else:
             tasks.spawn(self._open, feed, name="flaskchat-open")
         return begun, feed.live
+
+    def _feed(self, begun: Begun, live: LiveRun) -> Feed:
+        return Feed(begun, live, self._settings.max_reply_bytes, log_words=self._settings.log_model_errors)
 
     def claim(self) -> None:
         """End the runs that the store has under our lease and the pump has not; called every round of the sweep.
@@ -165,7 +168,7 @@ class Runs:
             if begun.run_id in lost:
                 logger.warning("run %s: its start died; ended as interrupted", begun.run_id)
                 live = self._live.add(LiveRun(begun.run_id, own=True))
-                feed = Feed(begun, live, self._settings.max_reply_bytes)
+                feed = self._feed(begun, live)
                 feed.decide(Interrupted(WORKER_LOST))
                 self._pump.add(feed)
 

@@ -245,7 +245,11 @@ def _kept_key(path: Path) -> bytes:
                 file.write(secrets.token_hex(32))
             with contextlib.suppress(FileExistsError):
                 os.link(draft, path)
+                logger.info("SECRET_KEY is not set: a key was made, and is kept in %s", path)
             draft.unlink()
+        elif path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+            logger.warning("%s was readable by others; it is its owner's alone now. Delete it to have another", path)
         key = path.read_bytes().strip()
     except OSError as error:
         raise ConfigurationError(f"SECRET_KEY is not set, and none can be kept in {str(path)!r}: {error}") from error

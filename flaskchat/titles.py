@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from . import tasks
-from .errors import FlaskChatError
+from .errors import FlaskChatError, ModelError
 from .feed import Feed
 from .models import Delta, Done, Request, Title, Turn
 from .providers.base import Provider, Source
@@ -121,6 +121,8 @@ class Titles:
             if title and self._store.retitle(begun.conversation_id, begun.title, title):
                 feed.notes.append(Title(title))
                 self._touch(feed)
+        except ModelError as error:
+            logger.info("run %s: no title from its model: %s", begun.run_id, error.logged(words=False))
         except FlaskChatError as error:
             logger.info("run %s: no title from its model: %s", begun.run_id, error)
         except Exception:

@@ -36,6 +36,7 @@ def chunked(*bodies):
 def provider_at(base_url, name="openai", tls=None, **settings):
     config = {"FLASKCHAT_OPENAI_BASE_URL": base_url, "FLASKCHAT_ANTHROPIC_BASE_URL": base_url}
     config |= {"FLASKCHAT_OPENAI_API_KEY": "sk-secret-12345", "FLASKCHAT_ANTHROPIC_API_KEY": "sk-secret-12345"}
+    config |= {"FLASKCHAT_PLAIN_HTTP": True}  # `model.test` is looked up by the tests themselves
     config |= {f"FLASKCHAT_{key.upper()}": value for key, value in settings.items()}
     return PROVIDERS[name](load(config), tls=tls)
 

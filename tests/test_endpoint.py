@@ -6,10 +6,11 @@ from flaskchat.errors import ConfigurationError, ModelBusy, ModelRefused
 from flaskchat.providers.endpoint import Endpoint, refusal, retry_after
 
 
-def endpoint(url="https://host.test/v1", **headers):
+def endpoint(url="https://host.test/v1", *, plain_http=True, **headers):
     return Endpoint(
-        url, "/chat", headers, setting="FLASKCHAT_OPENAI_BASE_URL", connect_timeout=1.0, first_byte_timeout=1.0
-    )
+        url, "/chat", headers, setting="FLASKCHAT_OPENAI_BASE_URL", connect_timeout=1.0, first_byte_timeout=1.0,
+        plain_http=plain_http,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -118,3 +119,34 @@ def test_a_refusal_is_final(status):
 )
 def test_retry_after_is_read_as_seconds_milliseconds_or_a_date(given, seconds):
     assert retry_after(headers(**given), now=1000.0) == seconds
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://host.test/v1", "http://192.168.1.5:11434/v1", "http://ollama:11434/v1", "http://127.0.0.1.evil.test/",
+     "http://localhost.evil.test/", "http://[::ffff:10.0.0.1]/", "http://[fe80::1]/", "http://0.0.0.0:8080/"],
+)  # fmt: skip
+def test_http_to_another_machine_is_refused_unless_it_is_asked_for(url):
+    with pytest.raises(ConfigurationError, match=r"FLASKCHAT_OPENAI_BASE_URL=.* expected https.*FLASKCHAT_PLAIN_HTTP"):
+        endpoint(url, plain_http=False)
+    assert not endpoint(url).secure
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:8080/v1", "http://127.8.9.1/", "http://[::1]:11434/", "http://localhost:1234/v1",
+     "http://LOCALHOST./v1", "http://models.localhost/v1", "https://host.test/v1"],
+)  # fmt: skip
+def test_http_to_this_machine_and_https_to_any_are_taken(url):
+    endpoint(url, plain_http=False)
+
+
+def test_what_a_server_said_is_not_logged_unless_that_is_asked_for():
+    body = '{"error": {"message": "you wrote: hunter2", "type": "invalid_request_error", "code": "hunter2"}}'
+    error = refusal(endpoint(), 400, lambda name: "", body)
+    assert "hunter2" in error.detail
+    assert "hunter2" in error.logged(words=True)
+    logged = error.logged(words=False)
+    assert "hunter2" not in logged
+    assert "400, invalid_request_error" in logged, "its kind is one word that repeats nobody's"
+    assert "FLASKCHAT_LOG_MODEL_ERRORS" in logged

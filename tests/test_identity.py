@@ -189,6 +189,20 @@ def test_without_a_secret_key_one_is_kept_for_its_owner_alone(tmp_path: Path) ->
         assert visible(again, reply.conversation_id)
 
 
+def test_that_a_key_was_made_is_said_once_and_one_that_others_can_read_is_taken_from_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flaskchat")
+    kept = tmp_path / "instance" / KEY_FILE
+    host(tmp_path, SECRET_KEY=None).test_client().get("/chat/")
+    assert caplog.messages == [f"SECRET_KEY is not set: a key was made, and is kept in {kept}"]
+    kept.chmod(0o644)
+    host(tmp_path, SECRET_KEY=None).test_client().get("/chat/")
+    assert "readable by others" in caplog.messages[1]
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert kept.read_text() not in caplog.text
+
+
 def _key(path: str, barrier: Any, queue: Any) -> None:
     barrier.wait()
     queue.put(_kept_key(Path(path)))

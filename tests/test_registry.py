@@ -32,7 +32,7 @@ def registry(functions=None, **settings):
         ({}, {"anthropic_api_key": "key"}, "anthropic:claude-sonnet-5", "because ANTHROPIC_API_KEY is set"),
         ({}, {"openai_api_key": "key"}, "openai:gpt-5-mini", "because OPENAI_API_KEY is set"),
         ({}, {"openai_api_key": "k", "anthropic_api_key": "k"}, "openai:gpt-5-mini", "because OPENAI_API_KEY is set"),
-        ({}, {"openai_base_url": "http://gpu:8000/v1"}, "openai:gpt-5-mini", "because OPENAI_BASE_URL is set"),
+        ({}, {"openai_base_url": "https://gpu:8000/v1"}, "openai:gpt-5-mini", "because OPENAI_BASE_URL is set"),
         ({}, {"openai_base_url": "https://api.openai.com/v1/"}, "guide", "because no model is connected"),
         ({"a": parrot, "b": parrot}, {"openai_api_key": "key"}, "a", "because the application registered it"),
         ({"a": parrot}, {"model": "openai:llama3:8b"}, "openai:llama3:8b", "because FLASKCHAT_MODEL is set"),

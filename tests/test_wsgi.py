@@ -151,3 +151,20 @@ def test_else_the_guide_answers(wsgi: ModuleType, environ: dict[str, str]) -> No
     answering = wsgi.create_app(environ).extensions["flaskchat.answering"]
     assert answering.model == "guide"
     assert answering.why
+
+
+def test_secrets_may_stand_in_files(wsgi: ModuleType, environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-hunter2\n")
+    (tmp_path / "session").write_text("signing\n")
+    given = {**environ, "OPENAI_API_KEY_FILE": str(tmp_path / "key"), "SECRET_KEY_FILE": str(tmp_path / "session")}
+    app = wsgi.create_app(given)
+    assert app.extensions["flaskchat"].settings.openai_api_key == "sk-hunter2"
+    assert app.secret_key == "signing"
+    assert "hunter2" not in repr(app.extensions["flaskchat"])
+    given["OPENAI_API_KEY"] = "sk-other"
+    assert wsgi.create_app(given).extensions["flaskchat"].settings.openai_api_key == "sk-other"
+
+
+def test_a_secret_s_file_that_is_not_there_is_named(wsgi: ModuleType, environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="FLASKCHAT_ANTHROPIC_API_KEY_FILE='/nowhere': expected a file"):
+        wsgi.create_app({**environ, "FLASKCHAT_ANTHROPIC_API_KEY_FILE": "/nowhere"})

@@ -84,7 +84,7 @@ def _part(value: object) -> _Part | None:
 def _lenient(data: bytes) -> _Event:
     body = parse(data)
     if not isinstance(body, dict):
-        raise ModelProtocolError(f"not an event: {shown(data)}")
+        raise ModelProtocolError("not an event: ", said=shown(data))
     return _Event(
         type=as_text(body.get("type")),
         delta=_part(body.get("delta")),
@@ -248,6 +248,7 @@ class AnthropicProvider:
             connect_timeout=settings.connect_timeout,
             first_byte_timeout=settings.first_byte_timeout,
             tls=tls,
+            plain_http=settings.plain_http,
         )
 
     def source(self, request: Request) -> base.Source:

@@ -16,6 +16,7 @@ Deliberate choices; do not change one without reading why:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_TOOL_BYTES = 1 << 20
 MAX_TOOLS = 128
 MAX_WHOLE = 8 << 20
 """Bytes of an answer that comes in one piece, as JSON."""
+_KIND = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+){1,5}\Z")
 _MAX_TOKENS = (1 << 53) - 1
 
 TextEvent = type[Delta] | type[Reasoning]
@@ -61,7 +63,7 @@ def parse(data: bytes) -> Any:
     try:
         return json.loads(data.decode("utf-8", "replace"), strict=False)
     except (ValueError, RecursionError) as error:
-        raise ModelProtocolError(f"not JSON ({type(error).__name__}): {shown(data)}") from None
+        raise ModelProtocolError(f"not JSON ({type(error).__name__}): ", said=shown(data)) from None
 
 
 def as_text(value: object) -> str | None:
@@ -85,7 +87,14 @@ def as_count(value: object) -> int:
 
 def failure(error: object) -> ModelFailed:
     """What the server reported inside the stream; its words go to the log only."""
-    return ModelFailed(shown(error if isinstance(error, str) else json.dumps(error, ensure_ascii=False), 2000))
+    said = shown(error if isinstance(error, str) else json.dumps(error, ensure_ascii=False), 2000)
+    return ModelFailed(f"an error within the reply{kind_of(error)}: ", said=said)
+
+
+def kind_of(error: object) -> str:
+    """The `type` and `code` of an error, as providers name their kinds: one word each, which repeats nobody's text."""
+    kinds = [as_dict(error).get("type"), as_dict(error).get("code")]
+    return "".join(f", {kind}" for kind in kinds if isinstance(kind, str) and _KIND.match(kind))
 
 
 class ToolCall:

@@ -6,6 +6,7 @@ One per provider and worker. No I/O, except that the first use over TLS loads th
 from __future__ import annotations
 
 import email.utils
+import ipaddress
 import re
 import ssl
 import time
@@ -17,6 +18,8 @@ import certifi
 from ..errors import ConfigurationError, ModelBusy, ModelError, ModelRefused
 
 _BUSY = frozenset({408, 409, 425, 429})
+_KINDS = re.compile(r'"(?:type|code)":\s*"([a-z][a-z0-9]*(?:_[a-z0-9]+){1,5})"')
+"""As providers name the kinds of their errors: one word each, which repeats nobody's text."""
 _FINAL_5XX = frozenset({501, 505, 511})
 _VISIBLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+\Z")
@@ -31,6 +34,7 @@ class Endpoint:
     :param connect_timeout: seconds for name, connection and TLS together.
     :param first_byte_timeout: seconds from the start to the whole head of the answer.
     :param tls: the context to use in place of one with the system's and certifi's authorities.
+    :param plain_http: whether http may leave this machine.
     :raises ConfigurationError: the address or a header's value cannot be used.
     """
 
@@ -44,6 +48,7 @@ class Endpoint:
         connect_timeout: float,
         first_byte_timeout: float,
         tls: ssl.SSLContext | None = None,
+        plain_http: bool = False,
     ) -> None:
         try:
             url = urllib.parse.urlsplit(base_url.strip())
@@ -58,9 +63,12 @@ class Endpoint:
             raise ConfigurationError(
                 f"{setting}={shown}: expected an address such as 'https://host/v1', without a user name or fragment"
             ) from None
-        # Any http address is accepted, because model servers on private networks are mostly plain. A policy that asks
-        # for https beyond this host belongs here: host and scheme are known, and nothing follows a redirect later.
         self.secure = url.scheme == "https"
+        if not (self.secure or plain_http or is_loopback(ascii_host)):
+            raise ConfigurationError(
+                f"{setting}={base_url!r}: expected https, because the key and what users write would cross the network "
+                "for all to read. In a network of your own set FLASKCHAT_PLAIN_HTTP=true"
+            )
         self.host = ascii_host
         self.port = port or (443 if self.secure else 80)
         self.connect_timeout = connect_timeout
@@ -111,6 +119,14 @@ class Endpoint:
         return text
 
 
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower().rpartition(".")[2] == "localhost"  # RFC 6761, section 6.3
+
+
 def refusal(endpoint: Endpoint, status: int, header: Callable[[bytes], str], excerpt: str) -> ModelError:
     """The error that a status other than 2xx stands for.
 
@@ -120,10 +136,11 @@ def refusal(endpoint: Endpoint, status: int, header: Callable[[bytes], str], exc
     if 300 <= status < 400:
         location = endpoint.without_secrets(header(b"location"))[:500]
         return ModelRefused(f"{endpoint}: redirects to {location!r} ({status}); redirects are not followed")
-    detail = f"{endpoint}: {status}: {excerpt}"
+    kinds = "".join(f", {kind}" for kind in dict.fromkeys(_KINDS.findall(excerpt)))
+    detail = f"{endpoint}: {status}{kinds}: "
     if status in _BUSY or (status >= 500 and status not in _FINAL_5XX):
-        return ModelBusy(detail, retry_after=retry_after(header))
-    return ModelRefused(detail)
+        return ModelBusy(detail, said=excerpt, retry_after=retry_after(header))
+    return ModelRefused(detail, said=excerpt)
 
 
 def retry_after(header: Callable[[bytes], str], now: float | None = None) -> float | None:

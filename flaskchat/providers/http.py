@@ -292,7 +292,7 @@ class HTTPSource:
         self._decoder = self._decoder_for(media_type)
         if self._decoder is None:
             found = f"{answer.status} {media_type or 'without a content type'}"
-            raise ModelProtocolError(f"{self._endpoint}: {found}: {self._excerpt(by)}")
+            raise ModelProtocolError(f"{self._endpoint}: {found}: ", said=self._excerpt(by))
         self.pending = bool(answer.pieces) or answer.complete or self._connection.ended
 
     def _feed_head(self, data: bytes) -> None:

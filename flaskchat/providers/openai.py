@@ -110,7 +110,7 @@ def _delta(value: object) -> _Delta:
 def _lenient(data: bytes) -> _Chunk:
     body = parse(data)
     if not isinstance(body, dict):
-        raise ModelProtocolError(f"not a chunk: {shown(data)}")
+        raise ModelProtocolError("not a chunk: ", said=shown(data))
     choices = []
     for choice in map(as_dict, as_list(body.get("choices"))):
         index = choice.get("index")
@@ -263,6 +263,7 @@ class OpenAIProvider:
             connect_timeout=settings.connect_timeout,
             first_byte_timeout=settings.first_byte_timeout,
             tls=tls,
+            plain_http=settings.plain_http,
         )
 
     def source(self, request: Request) -> base.Source:

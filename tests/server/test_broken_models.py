@@ -30,6 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model: Running) -> Iterator
         "FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": model.base_url, "FLASKCHAT_TITLES": "no",
         "FLASKCHAT_OPENAI_API_KEY": "sk-secret-key-of-the-test", "FLASKCHAT_FIRST_BYTE_TIMEOUT": "1.5",
         "FLASKCHAT_GAP_TIMEOUT": "1.5", "FLASKCHAT_RETRIES": "1", "FLASKCHAT_DRAIN": "0.5",
+        "FLASKCHAT_LOG_MODEL_ERRORS": "yes",
     }  # fmt: skip
     server = Server(tmp_path_factory.mktemp("broken"), settings, workers=2, kind="gevent", app=BREAKING, args=[])
     yield server
