@@ -150,3 +150,9 @@ def test_what_a_server_said_is_not_logged_unless_that_is_asked_for():
     assert "hunter2" not in logged
     assert "400, invalid_request_error" in logged, "its kind is one word that repeats nobody's"
     assert "FLASKCHAT_LOG_MODEL_ERRORS" in logged
+
+
+def test_a_date_is_counted_from_the_answer_s_own_clock_whatever_ours_says():
+    given = {"retry_after": "Thu, 01 Jan 1970 00:17:10 GMT", "date": "Thu, 01 Jan 1970 00:16:40 GMT"}
+    assert retry_after(headers(**given)) == 30
+    assert retry_after(headers(**{**given, "date": "some day"})) == 0

@@ -144,15 +144,26 @@ def refusal(endpoint: Endpoint, status: int, header: Callable[[bytes], str], exc
 
 
 def retry_after(header: Callable[[bytes], str], now: float | None = None) -> float | None:
-    """Seconds from `retry-after-ms`, or from Retry-After as seconds or a date (RFC 9110, section 10.2.3)."""
+    """Seconds from `retry-after-ms`, or from Retry-After as seconds or a date (RFC 9110, section 10.2.3).
+
+    :param now: what a date is counted from; absent: the answer's own Date, since the two clocks need not agree.
+    """
     value = header(b"retry-after-ms")
     if _NUMBER.match(value):
         return float(value) / 1000
     value = header(b"retry-after")
     if _NUMBER.match(value):
         return float(value)
+    date = _moment(value)
+    if date is None:
+        return None
+    if now is None:
+        now = _moment(header(b"date"))
+    return max(0.0, date - (time.time() if now is None else now))
+
+
+def _moment(value: str) -> float | None:
     try:
-        date = email.utils.parsedate_to_datetime(value)
-        return max(0.0, date.timestamp() - (time.time() if now is None else now))
+        return email.utils.parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
