@@ -231,6 +231,25 @@ def test_stop_is_immediate_in_the_page(visit: Visit, chat: Server, moment: str) 
     expect(page.locator(".reply")).to_have_count(2)
 
 
+def test_on_paper_there_is_the_whole_conversation_and_nothing_else(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url, color_scheme="dark")
+    ask(page, "Much", text="A line of text.\n\n" * 200 + "The last line.", size=100)
+    is_over(page)
+    page.keyboard.press("Alt+w")
+    expect(page.get_by_role("region", name="The wire")).to_be_visible()
+    page.emulate_media(media="print")
+    for name in (".composer", ".side", ".wire", "header .dots", ".reply .actions"):
+        expect(page.locator(name).first).to_be_hidden()
+    expect(page.locator(".title")).to_be_visible()
+    bottom = page.get_by_text("The last line.", exact=True).evaluate("e => e.getBoundingClientRect().bottom + scrollY")
+    top = page.locator(".bubble").evaluate("e => e.getBoundingClientRect().top + scrollY")
+    assert 0 < top < 200, "what was scrolled away is missing"
+    assert 5000 < bottom <= page.evaluate("document.documentElement.scrollHeight")
+    assert page.locator(".app").evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(253, 252, 250)"
+    sheets = len(re.findall(rb"/Type\s*/Page\b", page.pdf()))
+    assert sheets >= 5, sheets
+
+
 def test_the_composer_grows_to_a_third_and_takes_a_long_text(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     before = box(page).bounding_box()

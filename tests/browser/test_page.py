@@ -81,8 +81,6 @@ def assert_nothing_is_missing(page: Page, directive: dict[str, Any]) -> None:
 def test_a_reply_streams_and_is_shown_as_markdown(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     hosts: set[str] = set()
-    failed: list[str] = []
-    page.on("requestfailed", lambda request: failed.append(request.url))
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
     ask(page, text=RICH, rate=20, fault="stall", after=6, hold=2)
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
@@ -97,8 +95,6 @@ def test_a_reply_streams_and_is_shown_as_markdown(visit: Visit, chat: Server) ->
     assert reply(page).locator("img").count() == 0
     assert hosts == {f"127.0.0.1:{chat.port}"}
     expect(page.get_by_role("status")).to_have_text("The reply is complete.")
-    page.wait_for_load_state("networkidle")
-    assert failed == [], "the page broke a request off that the server was about to end"
 
 
 def test_reasoning_is_folded_and_apart_from_the_text(visit: Visit, chat: Server) -> None:

@@ -7,8 +7,12 @@
 import type { Fetch } from "./api.ts";
 import type { Tabs } from "./tabs.ts";
 
-/** Follow a run from the event after `after`. */
-export type Follow = (runId: string, after: number, signal: AbortSignal) => Promise<Response>;
+/**
+ * Follow a run from the event after `after`.
+ *
+ * @param signal breaks it off; @param over is aborted when the stream is left, also at its own end.
+ */
+export type Follow = (runId: string, after: number, signal: AbortSignal, over?: AbortSignal) => Promise<Response>;
 
 /** Why a stream is aborted when somebody wants to see what happens then. */
 export const PLUG = "plug";
@@ -57,9 +61,9 @@ export class Following {
     void this.#tabs?.then((tabs) => tabs.close());
   }
 
-  readonly follow: Follow = async (runId, after, signal) => {
+  readonly follow: Follow = async (runId, after, signal, over = signal) => {
     const { fetch, eventsUrl } = this.#options;
-    if (await this.keep(signal)) {
+    if (await this.keep(over)) {
       if (!this.#locks) await new Promise((resolve) => setTimeout(resolve, Math.random() * SPREAD));
       signal.throwIfAborted();
       return request(fetch, eventsUrl(runId), after, signal);
@@ -76,8 +80,8 @@ export class Following {
     return tabs.follow(runId, after, signal);
   };
 
-  /** Whether a stream may have a connection of its own, until `signal` is aborted: one of a tab that is alone. */
-  readonly keep = async (signal: AbortSignal): Promise<boolean> => {
+  /** Whether a stream may have a connection of its own, until `over` is aborted: one of a tab that is alone. */
+  readonly keep = async (over: AbortSignal): Promise<boolean> => {
     if (!this.#locks) return true;
     if (this.#own > 0) return false;
     this.#own += 1;
@@ -90,8 +94,8 @@ export class Following {
     } catch {
       // No lock manager after all (a sandboxed frame): this tab goes by itself.
     }
-    if (others || signal.aborted) free();
-    else signal.addEventListener("abort", free, { once: true });
+    if (others || over.aborted) free();
+    else over.addEventListener("abort", free, { once: true });
     return !others;
   };
 

@@ -160,7 +160,7 @@ export class Lines {
     line.open = false;
     line.since = line.heard = performance.now();
     void this.#read(line, controller.signal).then((end) => {
-      controller.abort();
+      if (end.status === 0) controller.abort(); // What has come to its end is not broken off: the browser would call it a failure.
       if (line.controller !== controller) return; // Its turn was over, or it begins again from an earlier event.
       this.#lines.delete(line.run);
       this.#options.send(end);

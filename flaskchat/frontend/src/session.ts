@@ -43,7 +43,7 @@ export interface SessionOptions {
   heartbeat?: number;
   clock?: Clock;
   follow?: Follow;
-  keep?: (signal: AbortSignal) => Promise<boolean>;
+  keep?: (over: AbortSignal) => Promise<boolean>;
   /** Where what came over the wire is kept. */
   wire?: Wire;
   kept?: Kept;

@@ -62,7 +62,7 @@ export interface StreamOptions {
   /** How a run is followed, where that is not by a request of its own. */
   follow?: Follow;
   /** Whether the answer to the question may be read to its end. Else the run is followed as soon as it has a name. */
-  keep?: (signal: AbortSignal) => Promise<boolean>;
+  keep?: (over: AbortSignal) => Promise<boolean>;
   /** Sees what is asked and what comes, before it is understood. */
   tap?: Tap;
   onEvent: (event: RunEvent, seq: number) => void;
@@ -99,6 +99,8 @@ export class RunStream {
   #attempt = 0;
   #retry = 1000;
   #notStreams = 0;
+  /** The body was read to its end. */
+  #complete = false;
   #wake: (() => void) | null = null;
 
   constructor(options: StreamOptions) {
@@ -158,6 +160,8 @@ export class RunStream {
 
   async #once(): Promise<Outcome | Drop | Move> {
     const controller = (this.#controller = new AbortController());
+    const over = new AbortController();
+    this.#complete = false;
     const { keep, tap } = this.#options;
     const asked = this.runId === null;
     let end = "";
@@ -171,7 +175,7 @@ export class RunStream {
     };
     alive();
     try {
-      const response = await this.#request(controller.signal);
+      const response = await this.#request(controller.signal, over.signal);
       alive();
       const refusal = await this.#head(response);
       tap?.({ kind: "head", status: response.status });
@@ -179,7 +183,7 @@ export class RunStream {
       const runId = response.headers.get("Flaskchat-Run-Id");
       if (runId) this.#known(runId);
       this.#note({ phase: "live" });
-      if (asked && this.runId !== null && keep && !(await keep(controller.signal))) {
+      if (asked && this.runId !== null && keep && !(await keep(over.signal))) {
         end = "moved";
         return { kind: "move" };
       }
@@ -195,16 +199,18 @@ export class RunStream {
       if (end) tap?.({ kind: "end", reason: end });
       this.#clock.clearTimeout(watchdog);
       this.#controller = null;
-      controller.abort();
+      over.abort();
+      // What has come to its end is not broken off: the browser may not have noted that yet, and call it a failure.
+      if (!this.#complete) controller.abort();
     }
   }
 
-  #request(signal: AbortSignal): Promise<Response> {
+  #request(signal: AbortSignal, over: AbortSignal): Promise<Response> {
     const { fetch, ask, eventsUrl, follow, tap } = this.#options;
     if (this.runId !== null) {
       const url = eventsUrl(this.runId);
       tap?.({ kind: "request", method: "GET", url, after: this.cursor });
-      return follow ? follow(this.runId, this.cursor, signal) : request(fetch, url, this.cursor, signal);
+      return follow ? follow(this.runId, this.cursor, signal, over) : request(fetch, url, this.cursor, signal);
     }
     tap?.({ kind: "request", method: "POST", url: ask!.url, after: 0 });
     return fetch(ask!.url, {
@@ -252,6 +258,7 @@ export class RunStream {
     const reader = body.getReader();
     for (;;) {
       const { done, value } = await reader.read();
+      this.#complete = done;
       if (done) return { kind: "drop", clean: true, busy: false, after: 0 };
       alive();
       if (value.length > 0) this.#options.tap?.({ kind: "bytes", bytes: value });
@@ -266,12 +273,16 @@ export class RunStream {
     }
   }
 
-  /** Read to the end that follows the terminal event: to leave before would be a request that failed, for the browser. */
+  /**
+   * Read to the end that follows the terminal event: to leave before is a request that was broken off, for the browser's
+   * tools and for the server. (Chromium now and then notes a stream that was read to its end as aborted all the same.)
+   */
   async #drain(reader: ReadableStreamDefaultReader<Uint8Array>): Promise<void> {
     let late: unknown;
     const patience = new Promise<void>((resolve) => (late = this.#clock.setTimeout(resolve, LAST)));
     const read = async (): Promise<void> => {
       while (!(await reader.read()).done);
+      this.#complete = true;
     };
     await Promise.race([read().catch(() => undefined), patience]);
     this.#clock.clearTimeout(late);

@@ -104,6 +104,7 @@ class Harness {
   readonly replies: Reply[];
   readonly stream: RunStream;
   outcome: Outcome | null = null;
+  aborted = 0;
 
   constructor(replies: Reply[], options: Partial<StreamOptions> = {}) {
     this.replies = replies;
@@ -143,7 +144,10 @@ class Harness {
     if (reply === "hangs") return aborted;
     if (!(reply instanceof Answer)) return Promise.resolve(reply);
     // A real fetch breaks its body off when it is aborted.
-    init.signal!.addEventListener("abort", () => void reply.cut());
+    init.signal!.addEventListener("abort", () => {
+      this.aborted += 1;
+      reply.cut();
+    });
     return Promise.resolve(reply.response);
   }
 }
@@ -177,9 +181,11 @@ test("the body is read to the end that follows the terminal event, but not for e
   open.end();
   await harness.clock.pass(0);
   assert.equal(harness.outcome!.kind, "ended");
+  assert.equal(harness.aborted, 0, "a browser may call a request a failure that is aborted at its end");
   const held = new Harness([new Answer().write(start + done(2))]);
   await held.clock.pass(3000);
   assert.equal(held.outcome!.kind, "ended");
+  assert.equal(held.aborted, 1);
 });
 
 test("a reply cut at any byte is resumed from the last whole event, with nothing missing or twice", async () => {
