@@ -50,14 +50,14 @@ def against(subjects: list[str], preferred: str) -> str:
 
 def tables(results: Results, preferred: str, scale: float) -> Iterator[str]:
     for key, by_subject in results.items():
-        by_subject = {name: rounds for name, rounds in by_subject.items() if rounds}
+        by_subject = {name: rounds for name, rounds in by_subject.items() if any(rounds)}
         if not by_subject:
             continue
         measurement = ALL[key]
         yield f"### {measurement.title.format(f'{max(2, round(measurement.number * scale)):,}')}"
         yield ""
         base = against(list(by_subject), preferred)
-        columns = list(next(iter(by_subject.values()))[0])
+        columns = list(next(filter(None, next(iter(by_subject.values())))))
         head = [""]
         for column in columns:
             head += [column, f"÷ {base}"] if column in COSTS and len(by_subject) > 1 else [column]
