@@ -52,9 +52,10 @@ graceful_timeout = 30
 # Not how long a request may take: how long a worker may give no sign of life at all before it is killed.
 timeout = 30
 
-# Seconds an idle connection is kept, and also how long a client may take to send its headers: so not long, and longer
-# than nginx keeps its side (keepalive_timeout in nginx.conf), so that nginx never writes into a closed connection.
-keepalive = 20
+# Seconds an idle connection is kept, and also how long a client may take to send its headers. Longer than nginx keeps
+# its side (keepalive_timeout in nginx.conf), so that nginx never writes into a closed connection; and hardly longer than
+# replies are given (FLASKCHAT_DRAIN), because a worker that leaves stays until its idle connections have ended as well.
+keepalive = 6
 
 # The worker's sign of life is a file; on a disk the write of it can wait.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
