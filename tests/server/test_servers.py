@@ -1,15 +1,11 @@
-"""The same chat under other servers: gunicorn's gthread and sync workers, `flask run`, nginx in front."""
+"""The same chat under other servers: gunicorn's gthread and sync workers, `flask run`. Proxies: test_proxies.py."""
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,63 +100,3 @@ def test_flask_run_with_its_reloader_streams_and_stops_the_same(flask_run: Clien
     stream.take(2)
     assert flask_run.stop(stream.run_id)["state"] == "stopped"
     assert stream.rest()[-1].event == "stopped"
-
-
-@pytest.fixture
-def nginx(chat_server: Server, tmp_path: Path) -> Iterator[int]:
-    """nginx with its default settings for a proxy: HTTP/1.0 to the upstream, buffering on."""
-    binary = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if binary is None:
-        assert not os.environ.get("CI"), "nginx is missing"
-        pytest.skip("nginx is not installed")
-    port = free_port()
-    (tmp_path / "nginx.conf").write_text(
-        f"""
-        pid {tmp_path}/nginx.pid; error_log {tmp_path}/nginx.log; daemon off; worker_processes 1;
-        events {{ worker_connections 256; }}
-        http {{
-            access_log off;
-            client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;
-            fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
-            server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{chat_server.port}; }} }}
-        }}
-        """
-    )
-    process = subprocess.Popen([binary, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
-    try:
-        for _ in deadline(10, "nginx to listen"):
-            with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def test_tokens_come_one_by_one_through_nginx_with_its_default_settings(nginx: int) -> None:
-    client = Client(nginx)
-    directive = {"tag": "nginx", "tokens": 40, "rate": 20}
-    stream = client.send(json.dumps(directive))
-    arrivals = []
-    for frame in stream:
-        arrivals.append((time.monotonic(), frame))
-    frames = [frame for _, frame in arrivals]
-    assert text(frames) == text_of(directive)
-    deltas = [at for at, frame in arrivals if frame.event == "delta"]
-    assert len(deltas) >= 30
-    assert deltas[-1] - deltas[0] > 1.5, "they came in a lump"
-    assert max(later - earlier for earlier, later in pairwise(deltas)) < 0.5
-    client.close()
-
-
-def test_sse_comes_message_by_message_through_nginx(nginx: int) -> None:
-    client = Client(nginx)
-    stream = client.get("/sse")
-    times = []
-    for _ in stream:
-        times.append(time.monotonic())
-    assert len(times) == 12
-    assert times[-1] - times[0] > 8
-    assert all(later - earlier > 0.6 for earlier, later in pairwise(times[1:11]))
-    client.close()
