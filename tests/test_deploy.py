@@ -238,6 +238,51 @@ def first_answer(port: str, server: subprocess.Popen[bytes], log: Path) -> str:
             connection.close()
 
 
+def test_a_restart_under_systemd_s_socket_refuses_no_connection_and_is_over_in_seconds(tmp_path: Path) -> None:
+    """The socket is made here, as systemd does; who connects while nobody serves it waits, and is answered."""
+    data, log = tmp_path / "data", tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as held:
+        port = str(held.getsockname()[1])
+        server = activated(held, data, log)
+        try:
+            assert first_answer(port, server, log)
+            idle = [http.client.HTTPConnection("127.0.0.1", int(port), timeout=60) for _ in range(3)]
+            for connection in idle:  # as a browser or nginx has them
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().read()
+            told_at = time.monotonic()
+            server.terminate()
+            assert server.wait(30) == 0, log.read_text()
+            took = time.monotonic() - told_at
+            print(f"gunicorn had gone after {took:.1f} s")
+            assert took < 15, "it waited for idle connections"
+            waiting = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+            waiting.request("GET", "/healthz")
+            server = activated(held, data, log)
+            assert waiting.getresponse().status == 200
+            for connection in [*idle, waiting]:
+                connection.close()
+            server.terminate()
+            assert server.wait(30) == 0, log.read_text()
+        finally:
+            server.kill()
+            server.wait(20)
+    assert "Traceback" not in log.read_text()
+    assert "the socket that systemd handed over" in log.read_text()
+
+
+def activated(held: socket.socket, data: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start it with a listening socket, as systemd hands one over: descriptor 3, and two variables that say so."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    script = f'exec 3<&{held.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$1"'
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script, sys.executable, str(DEPLOY / "start.py")],
+            env={**kept, "FLASKCHAT_DATA": str(data), "FLASKCHAT_MODEL": "guide"},
+            stdout=output, stderr=output, pass_fds=[held.fileno()],
+        )  # fmt: skip
+
+
 # files that other programs read
 
 
@@ -285,11 +330,26 @@ def test_the_times_fit_into_one_another(monkeypatch: pytest.MonkeyPatch) -> None
     found = conf(monkeypatch)
     unit = (DEPLOY / "flaskchat.service").read_text(encoding="utf-8")
     nginx = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    docker = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    guide = (DEPLOY / "README.md").read_text(encoding="utf-8")
     stop = int(re.findall(r"^TimeoutStopSec=(\d+)", unit, re.M)[0])
     assert Settings().drain < found["graceful_timeout"] < stop
-    assert int(re.findall(r"keepalive_timeout (\d+)s;", nginx)[0]) < found["keepalive"]
+    assert re.findall(r"\(FLASKCHAT_DRAIN\)|\d+ s", re.findall(r"^# (replies.*)", unit, re.M)[0]) == [
+        f"{Settings().drain:g} s", "(FLASKCHAT_DRAIN)", f"{found['graceful_timeout']} s", f"{stop} s",
+    ]  # fmt: skip
+    for patience in re.findall(r"(?:docker stop -t|--stop-timeout) (\d+)", docker + guide):
+        assert found["graceful_timeout"] < int(patience)
+    # a worker that leaves has nothing left to wait for when its replies have had their time, or soon after
+    assert int(re.findall(r"keepalive_timeout (\d+)s;", nginx)[0]) < found["keepalive"] <= Settings().drain + 2
     assert int(re.findall(r"proxy_read_timeout (\d+)s;", nginx)[0]) >= 2 * Settings().heartbeat
     assert found["max_requests"] == 0
+
+
+def test_each_line_of_gunicorn_s_configuration_stands_in_a_paragraph_that_says_why() -> None:
+    code = (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8").partition("monkey.patch_all()")[2]
+    paragraphs = [found for found in re.split(r"\n\n+", code) if re.search(r"^\w+(, \w+)* = ", found, re.M)]
+    assert len(paragraphs) > 12
+    assert [found for found in paragraphs if not found.strip().startswith("# ")] == []
 
 
 def test_nginx_understands_its_file(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def at_once(act: Callable[[str], object], fronts: dict[str, int]) -> None:
 def test_a_stream_outlives_minutes_of_silence_behind_every_proxy(
     fronts: dict[str, int], behind: Server, model: Running, through: Callable[[int], Client], long: bool
 ) -> None:
-    """Five minutes of silence (short: 8 s behind a patience of 3), then the rest of the reply on the same connection."""
+    """Five minutes of silence (short: 8 s behind a patience of 3), then the rest of the reply on that connection."""
     silence = 300 if long else 8
     history = History()
     visitors = {name: history.visitor(name, through(port)) for name, port in fronts.items()}
