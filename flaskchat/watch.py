@@ -10,7 +10,8 @@ Deliberate choices; do not change one without reading why:
  2. The thread takes the stack of a hub that has not come back, again and again. Stacks of one and the same call are a
     hold. Stacks that share nothing are a turn of many greenlets, each of them short: that is load, and no one's fault.
  3. A machine that is busy elsewhere is no hold: the time for which the kernel kept the hub's thread waiting for a
-    processor is taken off (Linux tells it in schedstat). Where that thread does not sleep, or the watch itself came
+    processor is taken off, and that of other threads, which may have had the interpreter (Linux tells it in
+    schedstat). Where the hub's thread does not sleep, or the watch itself came
     late (a stopped process, a virtual machine that was not run), only what the hub has computed counts.
  4. A call into C that computes without letting other threads run is seen afterwards: the watch came late, though it did
     not wait for a processor, and the hub had one. A virtual machine that was not run for a moment may look the same;
@@ -67,6 +68,10 @@ class Look(NamedTuple):
     waited: float
     own_waited: float
     """Seconds for which this thread has waited for a processor."""
+    others_waited: float | None = None
+    """Seconds for which the process's other threads have waited for one, the interpreter in hand maybe; asked for only
+    where the hub has been away for long, because it costs as much as all the rest.
+    """
     busy: bool = False
     """Whether the hub's thread wants a processor, or has one: it does not sleep, in C or in wait of the interpreter."""
 
@@ -155,7 +160,8 @@ class Watch:
                     self._note(found)
                 if now.since and case.stuck(now):
                     told = "".join(traceback.format_list(case.stack))
-                    os.write(2, f"flaskchat: the hub is held, {now.at - now.since:.0f} s so far, by\n{told}".encode())
+                    so_far = f"worker {os.getpid()}: the hub is held, {now.at - now.since:.0f} s so far, by\n{told}"
+                    os.write(2, so_far.encode())
                 pause, before = close if now.since else period, now
         except Exception:
             os.write(2, traceback.format_exc().encode())
@@ -169,8 +175,12 @@ class Watch:
         if self._now is not seen:
             since, frames = 0.0, []  # it has gone on meanwhile
         ran, waited = usage.read()
-        busy = bool(since) and usage.busy()
-        return Look(time.perf_counter(), turn, since, frames, ran, waited, own.read()[1], busy)
+        own_waited = own.read()[1]
+        now, busy, others = time.perf_counter(), False, None
+        if since and now - since > min(PERIOD, self.limit * 0.4) / 2:
+            busy = usage.busy()
+            others = _waited_in_all() - waited - own_waited
+        return Look(now, turn, since, frames, ran, waited, own_waited, others, busy)
 
     def _note(self, found: Found) -> None:
         held, _ = found
@@ -207,6 +217,8 @@ class _Case:
         mute = min(late - (now.own_waited - before.own_waited), ran) if kept_away else 0.0
         # The kernel counts a wait when it is over. So what is counted now may be of the gaps before, and be longer.
         net = gap - (now.waited - before.waited)
+        if now.others_waited is not None and before.others_waited is not None:
+            net -= now.others_waited - before.others_waited
         if kept_away or now.busy or (not now.since and before.busy):
             net = min(net, ran)
         if before.since and now.since and before.turn == now.turn:
@@ -287,6 +299,16 @@ class _Usage:
         self._fd = self._stat = -1
 
 
+def _waited_in_all() -> float:
+    """Seconds for which all threads of this process have waited for a processor."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/schedstat", "rb") as file:
+                total += int(file.read().split()[1])
+    return total / 1e9
+
+
 def _frames(innermost: FrameType | None) -> list[FrameType]:
     """From the greenlet's first call to its innermost."""
     frames = []
@@ -313,4 +335,4 @@ def _summary(frames: list[FrameType]) -> list[traceback.FrameSummary]:
 
 def _tell(held: float, stack: list[traceback.FrameSummary]) -> None:
     told = "".join(traceback.format_list(stack)).rstrip() or "  a call that let no other thread look"
-    logger.warning("the hub was held for %.0f ms by\n%s", held * 1000, told)
+    logger.warning("worker %d: the hub was held for %.0f ms by\n%s", os.getpid(), held * 1000, told)

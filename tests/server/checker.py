@@ -245,6 +245,8 @@ def _in_time(case: Case, run: Run, limit: float) -> None:
         ended.append(run.ended_at - case.history.wall_offset)
     end = min(ended, default=time.monotonic())
     for fault in case.history.faults:
+        if fault.until > fault.at and run.state != "interrupted":
+            continue  # its worker came back before it was counted out, and went on
         if fault.pid and fault.pid in case.workers[run.id] and began <= fault.at < end:
             over = _last_of(case.history.faults, fault, limit)
             if end - over > limit:
