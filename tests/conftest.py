@@ -63,7 +63,11 @@ class Server:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:
+            self.close()  # nobody else knows of it yet
+            raise
 
     def wait(self) -> None:
         until = time.monotonic() + 60  # a machine with other work has been seen to take 20
