@@ -23,11 +23,13 @@ class Raw:
     def __init__(
         self, port: int, path: str, *, method: str = "GET", headers: str = "", body: bytes = b"",
         host: str = "127.0.0.1", buffer: int | None = None, timeout: float = 30,
+        make: Callable[[], socket.socket] = socket.socket,
     ) -> None:  # fmt: skip
         """:param headers: whole lines, each with its CRLF.
         :param buffer: bytes of the receive buffer.
+        :param make: where the socket comes from.
         """
-        self.sock = socket.socket()
+        self.sock = make()
         self.sock.settimeout(timeout)
         if buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -154,15 +156,16 @@ class RawReading(Reading):
         leave()
 
 
-def follow(
-    visitor: Visitor, run_id: str, cursor: int | None = None, *, host: str = "127.0.0.1", buffer: int | None = None
-) -> RawReading:
-    """`GET /runs/<run_id>/events` on a socket of its own, up to the answer's head."""
+def follow(visitor: Visitor, run_id: str, cursor: int | None = None, **more: Any) -> RawReading:
+    """`GET /runs/<run_id>/events` on a socket of its own, up to the answer's head.
+
+    :param more: as `Raw` takes it.
+    """
     at = time.monotonic()
     lines = f"Cookie: {visitor.client.cookie}\r\n"
     if cursor is not None:
         lines += f"Last-Event-ID: {cursor}\r\n"
-    raw = Raw(visitor.client.port, f"/runs/{run_id}/events", headers=lines, host=host, buffer=buffer)
+    raw = Raw(more.pop("port", visitor.client.port), f"/runs/{run_id}/events", headers=lines, **more)
     raw.head()
     reading = RawReading(visitor, run_id, cursor, raw, at)
     reading.status, reading.worker = raw.status, raw.worker

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.conftest import Server
-from tests.server import raw
+from tests.conftest import Server, free_port
+from tests.server import cable, raw
 from tests.server.badmodel import Running
 from tests.server.checker import judge
 from tests.server.checks import FAULTY, rows
@@ -172,6 +172,43 @@ def test_a_reader_whose_cable_is_pulled_is_freed_and_goes_on_elsewhere(shared: S
     tab.client.close()
     visitor.client.close()
     assert wait_back(shared, before, model) == []
+
+
+def test_readers_on_another_machine_are_freed_when_its_cable_is_pulled_and_go_on_when_it_is_back(
+    serve: Callable[..., Server], model: Running
+) -> None:
+    """A network namespace in place of the filter, where this process may make one; the test before needs no rights."""
+    with cable.laid() as line:
+        if line is None:
+            pytest.skip("no network namespace may be made here")
+        port = free_port()
+        server = serve(settings(model), app=FAULTY, args=["-b", f"{cable.HERE}:{port}"])
+        history = History()
+        visitor = visitor_of(server, history)
+        moving = visitor.ask(tokens=600, rate=60)
+        moving.take(2)
+        there = {"host": cable.HERE, "port": port, "make": line.socket}
+        readings = [raw.follow(visitor, moving.run_id, **there) for _ in range(6)]
+        for reading in readings:
+            reading.until(2)
+        assert places(server) == 7
+        line.pull()
+        threads = [threading.Thread(target=moving.rest)]
+        threads[0].start()
+        took = wait_places(server, 1, STALL + 15)
+        print(f"the places were free {took:.1f} s after the cable was pulled")
+        line.plug_in()
+        for reading in readings:
+            reading.gone(reading.raw.close)
+            back = raw.follow(visitor, moving.run_id, reading.last, **there)
+            while not back.raw.ended:
+                back.read()
+            assert back.ended
+            back.raw.close()
+        threads[0].join(30)
+        assert moving.events[-1].event == "done"
+        judge(history, server, model)
+        assert "Traceback" not in server.log()
 
 
 # -- clients that send slowly ------------------------------------------------------------------------------------------
