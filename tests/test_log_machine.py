@@ -8,7 +8,8 @@ tick, a round of the sweep; a crash may come at any commit within it (`machine.P
 - the stored events and text are those events; one terminal event, the last one, which is the state that is stored (P3);
 - a run ends as something explains: done with all that its model said, else with a beginning of it;
 - the same client id is the same run on whatever worker, asked of the model once (P4);
-- after everybody has crashed, a new worker has ended all runs within the rounds that make up 15 seconds (P3).
+- after everybody has crashed, a new worker has ended all runs within the rounds that make up 15 seconds (P3);
+- nothing is refused but while another process holds the database's lock.
 """
 
 from __future__ import annotations
@@ -22,16 +23,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    multiple,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from flaskchat import sse, sweep, tasks
 from flaskchat.errors import ModelRaised, Unavailable
@@ -42,18 +34,27 @@ from tests.machine import OWNER, POINTS, Backend, Crash, Following, Models, Run,
 from tests.server.client import TERMINAL, text
 
 WORKERS = 3
-NUMBER = st.integers(0, WORKERS - 1)
-LONG = sweep.GONE_AFTER + 1
+GONE_AFTER = 2
+"""Rounds of the sweep; fewer than the product's, because each costs several transactions."""
+LONG = GONE_AFTER + 1
 """Rounds after which a worker that stands still is counted out."""
+TEXTS = ("a", "word ", "ü€😀", "\n\ndata: forged\n\n")
+
+
+STEPS = (
+    "a_tick", "a_tick", "the_model_speaks", "the_model_speaks", "the_model_ends", "the_model_ends", "a_question",
+    "the_same_question_again", "a_reply_is_continued", "a_reader_comes", "a_reader_comes", "a_reader_comes_back",
+    "stop_is_asked_for", "time_passes", "a_worker_is_held_up", "a_worker_is_held_up", "a_worker_crashes",
+    "memory_is_let_go_of", "a_worker_starts",
+)  # fmt: skip
 
 
 class Hosts(RuleBasedStateMachine):
-    """The steps. Bundles hold what they are about: runs and readers; workers are picked among those that live."""
+    """One rule for all steps: of several, hypothesis leaves some out of each history, and what matters here takes many
+    kinds of them. Each takes what it needs of the same few numbers."""
 
     make: Callable[[Path], Backend]
     home: Path
-    runs = Bundle("runs")
-    readers = Bundle("readers")
 
     @initialize()
     def open(self) -> None:
@@ -63,7 +64,19 @@ class Hosts(RuleBasedStateMachine):
         self.known: list[Run] = []
         self.following: list[Following] = []
         self.asked = 0
-        self.start()
+        self.locked = False
+        for number in range(2):
+            self.start()
+            self.a_question(number=number)
+            self.a_reader_comes(which=0, number=1 - number, flag=False, kind=0)
+
+    # Which step, of which run or reader (counted from the newest), on which worker; a choice, and one of some kinds.
+    @rule(
+        step=st.sampled_from(STEPS), which=st.integers(0, 3), number=st.integers(0, WORKERS - 1), flag=st.booleans(),
+        kind=st.integers(0, 6),
+    )  # fmt: skip
+    def then(self, step: str, **choice: Any) -> None:
+        getattr(self, step)(**choice)
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
@@ -91,116 +104,104 @@ class Hosts(RuleBasedStateMachine):
 
     @contextlib.contextmanager
     def may_crash(self, worker: Worker) -> Iterator[None]:
-        """What happens within is this worker's, which may be gone before its end; or refused by a database in use."""
+        """What happens within is this worker's, which may be gone before its end; or refused by a locked database."""
         try:
             yield
         except Crash:
             self.bury(worker)
         except Unavailable:
-            pass
+            assert self.locked, "refused without a reason"
 
-    @precondition(lambda self: len(self.alive) < WORKERS)
-    @rule()
-    def a_worker_starts(self) -> None:
-        self.start()
+    def a_worker_starts(self, **choice: Any) -> None:
+        if len(self.alive) < WORKERS:
+            self.start()
 
-    @rule(number=NUMBER, point=st.sampled_from((None, *POINTS)), act=st.sampled_from(["tick", "sweep", "ask"]))
-    def a_worker_crashes(self, number: int, point: str | None, act: str) -> None:
+    def a_worker_crashes(self, number: int, kind: int, **choice: Any) -> None:
         """At once, or at a point within the next thing that it does."""
         worker = self.worker(number)
-        if point is None:
+        if kind == len(POINTS):
             return self.bury(worker)
         for run in self.known:
             if worker.has(run.run_id):
                 self.put(run, Delta("last "))
-        worker.crash_at = point
+        worker.crash_at = POINTS[kind]
         with self.may_crash(worker):
-            if act == "ask":
+            if "append" in POINTS[kind] or "wake" in POINTS[kind]:
+                worker.tick()
+            elif choice["flag"]:
                 self.a_question(number)
             else:
-                worker.tick() if act == "tick" else worker.sweep()
+                worker.sweep()
         worker.crash_at = None
 
-    @rule(number=NUMBER, rounds=st.sampled_from([1, LONG]), says=st.booleans())
-    def a_worker_is_held_up(self, number: int, rounds: int, says: bool) -> None:
-        """For as long as so many rounds of the others, and for the longer time it is taken over. Then it goes on."""
+    def a_worker_is_held_up(self, number: int, flag: bool, kind: int, **choice: Any) -> None:
+        """For a round of the others, or for so long that it is taken over. Then it goes on, with what has come."""
         worker = self.worker(number)
         if len(self.alive) < 2:
             self.start()
         worker.frozen = True
-        if rounds == LONG:
+        if flag:
             self.endanger(worker)
-        if says:
-            for run in self.known:
-                if worker.has(run.run_id):
-                    self.put(run, Delta("late "))
-        self.time_passes(rounds)
+        for run in self.known:
+            if kind and worker.has(run.run_id):
+                self.put(run, Delta("late "))
+        self.time_passes(flag=flag)
         worker.frozen = False
         self.tick(worker)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
+    def run(self, which: int) -> Run:
+        return self.known[-1 - which % len(self.known)]
+
     def command(self, **more: Any) -> Command:
         self.asked += 1
         return Command(client_id=f"client-{self.asked}", body_hash="h", **more)
 
-    def begin(self, worker: Worker, command: Command, before: str = "") -> Run | None:
+    def begin(self, worker: Worker, command: Command, before: str = "") -> bool:
         with self.may_crash(worker):
             begun, live = worker.runtime.runs.start(OWNER, command)
             assert (live is not None) == begun.created
-            run = Run(begun, command, before, worker)
-            self.known.append(run)
-            return run
-        return None
+            self.known.append(Run(begun, command, before, worker))
+            return True
+        return False
 
-    @rule(target=runs, number=NUMBER)
-    def a_question(self, number: int) -> Any:
-        worker, command = self.worker(number), self.command(action="send", text="Hi")
-        run = self.begin(worker, command)
-        if run is None:  # crashed or refused: it may have begun all the same, and whoever asked asks again
-            return self.repeat(command)
-        return run
-
-    def repeat(self, command: Command, before: str = "") -> Run:
-        worker = self.start()
-        known = worker.runtime.store.known(OWNER, command)
-        run = self.begin(worker, command, before)
-        assert run is not None
+    def ask(self, worker: Worker, command: Command, before: str = "") -> None:
+        """Who gets no answer asks again; it may have begun all the same."""
+        if self.begin(worker, command, before):
+            return
+        another = self.start()
+        known = another.runtime.store.known(OWNER, command)
+        assert self.begin(another, command, before)
         if known is not None:
-            assert run.run_id == known.run_id
-            run.may_end.add("interrupted")
-        return run
+            assert self.known[-1].run_id == known.run_id
+            self.known[-1].may_end.add("interrupted")
 
-    @rule(run=runs, number=NUMBER)
-    def the_same_question_again(self, run: Run, number: int) -> None:
-        worker = self.worker(number)
-        with self.may_crash(worker):
-            begun, live = worker.runtime.runs.start(OWNER, run.command)
-            assert live is None
-            assert (begun.run_id, begun.created) == (run.run_id, False)
+    def a_question(self, number: int, **choice: Any) -> None:
+        self.ask(self.worker(number), self.command(action="send", text="Hi"))
 
-    @rule(target=runs, run=runs, number=NUMBER, said=st.booleans())
-    def a_reply_is_stopped_and_continued(self, run: Run, number: int, said: bool) -> Any:
-        """As far as it can be: one that has ended by itself cannot."""
-        worker = self.worker(number)
-        last = [one for one in self.known if one.message_id == run.message_id][-1]
-        if said:
-            self.put(last, Delta("before Stop "))
+    def the_same_question_again(self, which: int, number: int, **choice: Any) -> None:
+        run, worker = self.run(which), self.worker(number)
+        begun, live = worker.runtime.runs.start(OWNER, run.command)
+        assert live is None
+        assert (begun.run_id, begun.created) == (run.run_id, False)
+
+    def a_reply_is_continued(self, which: int, number: int, **choice: Any) -> None:
+        """Stopped first where it still runs; one that has ended by itself cannot go on."""
+        message_id = self.run(which).message_id
+        last = [run for run in self.known if run.message_id == message_id][-1]
+        self.put(last, Delta("before Stop "))
         owner = self.owner_of(last)
         if owner is not None:
             self.tick(owner)
-        self.stop_is_asked_for(last, number)
-        self.time_passes(1)
-        before = ""
-        with self.may_crash(worker):
-            row = worker.runtime.store.run(last.run_id, OWNER)
-            assert row is not None
-            if row.state not in ("stopped", "interrupted"):
-                return multiple()
+            self.stop(last, owner)
+            self.tick(owner)
+        worker = self.worker(number)
+        row = worker.runtime.store.run(last.run_id, OWNER)
+        assert row is not None
+        if row.state in ("stopped", "interrupted"):
             before = self.message(worker, last)["text"]
-            command = self.command(action="continue", message_id=run.message_id)
-            return self.begin(worker, command, before) or self.repeat(command, before)
-        return multiple()
+            self.ask(worker, self.command(action="continue", message_id=message_id), before)
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
@@ -218,26 +219,26 @@ class Hosts(RuleBasedStateMachine):
                 run.may_end.add("done")
         owner.runtime.pump.touch(owner.runtime.pump.feeds[run.run_id])
 
-    @rule(run=runs, said=st.sampled_from(["a", "word ", "ü€😀", "\n\ndata: forged\n\n"]), committed=st.booleans())
-    def the_model_speaks(self, run: Run, said: str, committed: bool) -> None:
-        self.put(run, Delta(said))
+    def the_model_speaks(self, which: int, flag: bool, kind: int, **choice: Any) -> None:
+        run = self.run(which)
+        self.put(run, Delta(TEXTS[kind % len(TEXTS)]))
         owner = self.owner_of(run)
-        if committed and owner is not None:
+        if flag and owner is not None:
             self.tick(owner)
 
-    @rule(run=runs, fails=st.booleans(), committed=st.booleans())
-    def the_model_ends(self, run: Run, fails: bool, committed: bool) -> None:
+    def the_model_ends(self, which: int, flag: bool, kind: int, **choice: Any) -> None:
+        run = self.run(which)
         owner = self.owner_of(run)
         if owner is None:
             return
-        if fails:
+        if kind == 0:
             feed = owner.runtime.pump.feeds[run.run_id]
             if feed.decide(ModelRaised("in the test").event()):
                 run.may_end.add("error")
             owner.runtime.pump.touch(feed)
         else:
             self.put(run, Delta("last words"), Done())
-        if committed:
+        if flag:
             self.tick(owner)
 
     # -- time --------------------------------------------------------------------------------------------------------
@@ -250,40 +251,44 @@ class Hosts(RuleBasedStateMachine):
                 if following.worker is worker:
                     following.read()
 
-    @rule(number=NUMBER, locked=st.booleans())
-    def a_tick(self, number: int, locked: bool) -> None:
-        """Also while another process keeps every writer out."""
-        with self.host.locked() if locked else contextlib.nullcontext():
-            self.tick(self.worker(number))
+    def a_tick(self, number: int, flag: bool, kind: int, **choice: Any) -> None:
+        """Of all, or of one while another process keeps every writer out."""
+        if flag:
+            for worker in [worker for worker in self.alive if not worker.frozen]:
+                self.tick(worker)
+        else:
+            worker = self.worker(number)
+            for run in self.known:
+                if kind and worker.has(run.run_id):
+                    self.put(run, Delta("while it was locked "))
+            self.locked = True
+            with self.host.locked():
+                self.tick(worker)
+            self.locked = False
 
-    @rule(rounds=st.sampled_from([1, LONG]))
-    def time_passes(self, rounds: int) -> None:
-        """For so many rounds of the sweep; in the longer time whoever stands still is counted out."""
-        for _ in range(rounds):
+    def time_passes(self, flag: bool, **choice: Any) -> None:
+        """A round of the sweep for everybody; or as many as it takes to count out whoever stands still."""
+        for _ in range(LONG if flag else 1):
             for worker in [worker for worker in self.alive if not worker.frozen]:
                 with self.may_crash(worker):
                     worker.sweep()
                     self.tick(worker)
 
-    @rule(number=NUMBER)
-    def memory_is_let_go_of(self, number: int) -> None:
+    def memory_is_let_go_of(self, number: int, **choice: Any) -> None:
         live = self.worker(number).runtime.live
         live._max_bytes = 0
         live.tidy(keep_ended=-1.0)
 
     # -- readers and Stop --------------------------------------------------------------------------------------------
 
-    @rule(target=readers, run=runs, number=NUMBER, back=st.integers(0, 3))
-    def a_reader_comes(self, run: Run, number: int, back: int) -> Following:
+    def a_reader_comes(self, which: int, number: int, flag: bool, kind: int) -> None:
         """From the start, or from some events before the last that anybody has seen."""
-        following = Following(run, max(0, len(run.seen) - back) if back else 0)
-        self.following.append(following)
-        self.attach(following, number)
-        return following
+        run = self.run(which)
+        self.following.append(Following(run, max(0, len(run.seen) - kind) if flag else 0))
+        self.attach(self.following[-1], number)
 
-    @rule(following=readers, number=NUMBER)
-    def a_reader_comes_back(self, following: Following, number: int) -> None:
-        self.attach(following, number)
+    def a_reader_comes_back(self, which: int, number: int, **choice: Any) -> None:
+        self.attach(self.following[-1 - which % len(self.following)], number)
 
     def attach(self, following: Following, number: int) -> None:
         worker = self.worker(number)
@@ -291,14 +296,10 @@ class Hosts(RuleBasedStateMachine):
             following.attach(worker)
             following.read()
 
-    @rule(following=consumes(readers))
-    def a_reader_leaves(self, following: Following) -> None:
-        self.following.remove(following)
-        following.leave()
+    def stop_is_asked_for(self, which: int, number: int, **choice: Any) -> None:
+        self.stop(self.run(which), self.worker(number))
 
-    @rule(run=runs, number=NUMBER)
-    def stop_is_asked_for(self, run: Run, number: int) -> None:
-        worker = self.worker(number)
+    def stop(self, run: Run, worker: Worker) -> None:
         run.may_end.add("stopped")
         with self.may_crash(worker):
             worker.stop(run.run_id)
@@ -353,6 +354,7 @@ def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     """40 histories of at most 30 steps, always the same; in the long form 3,000 of at most 80, each time others."""
     monkeypatch.setattr(tasks, "spawn", lambda function, *args, name="": function(*args))
     monkeypatch.setattr(sweep, "KEEP", 0.0)
+    monkeypatch.setattr(sweep, "GONE_AFTER", GONE_AFTER)
     monkeypatch.setattr(journal, "BUSY_MS", 1)
     machine = type("Machine", (Hosts,), {"make": make, "home": tmp_path})
     run_state_machine_as_test(
