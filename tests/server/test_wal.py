@@ -128,7 +128,6 @@ def test_the_write_ahead_log_does_not_grow_under_five_hundred_readers(serve: Cal
     wal = database(server).with_name("flaskchat.sqlite3-wal")
     written = Replies(client, 4, "800 100", "lines")
     followed = Replies(client, 4, "150 10", "count")
-    connection = client.connect()
     crowd = Crowd(server, client.cookie)
     crowd.start(readers, followed.run_ids)
     largest = before = added = shrunk = 0
@@ -143,8 +142,9 @@ def test_the_write_ahead_log_does_not_grow_under_five_hundred_readers(serve: Cal
             before = now
             assert now < bound, f"{now / MB:.1f} MB after {seconds - until + time.monotonic():.0f} s"
             assert time.monotonic() < until + 60, "it was never checkpointed"
-            page = client.request("GET", "/conversations?limit=50", connection=connection).json()
-            running = {item["running_run_id"] for item in page["items"]}
+            page = client.get("/conversations?limit=50")
+            running = {item["running_run_id"] for item in page.json()["items"]}
+            page.close()
             written.renew(running)
             followed.renew(running)
             time.sleep(0.05)
