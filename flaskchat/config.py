@@ -78,7 +78,7 @@ class Settings:
     openai_api_key: str | None = _setting(None, "Its key.", secret=True)
     anthropic_base_url: str = _setting("https://api.anthropic.com", "Address of Anthropic's API.")
     anthropic_api_key: str | None = _setting(None, "Its key.", secret=True)
-    plain_http: bool = _setting(False, "Allow http to model servers on other machines; to this one it is always allowed.")
+    plain_http: bool = _setting(False, "Allow http to model servers on other machines, not only on this one.")
     log_model_errors: bool = _setting(
         False, "Log the words with which a model's server explains an error; they may repeat what users wrote."
     )
