@@ -27,14 +27,14 @@ ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 ID_REASON = "expected 1 to 128 of A-Z, a-z, 0-9 and . _ : -"
 
 
-class _Message(msgspec.Struct):
+class Message(msgspec.Struct):
     id: str
     text: str
 
 
-class _Body(msgspec.Struct, omit_defaults=True):
+class Body(msgspec.Struct, omit_defaults=True):
     action: Literal["send", "regenerate", "continue"] = "send"
-    message: _Message | None = None
+    message: Message | None = None
     conversation_id: str | None = None
     parent_id: str | UnsetType | None = UNSET
     message_id: str | None = None
@@ -43,7 +43,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
     system_prompt: str | None = None
 
 
-_decode = msgspec.json.Decoder(_Body).decode
+_decode = msgspec.json.Decoder(Body).decode
 _encode = msgspec.json.Encoder(order="sorted").encode
 _PLACE = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
 

@@ -9,7 +9,7 @@ import click
 import msgspec
 from flask.cli import AppGroup
 
-from . import forget
+from . import forget, openapi
 from .config import SETTINGS
 from .errors import FlaskChatError
 from .state import current_state
@@ -56,6 +56,14 @@ def purge(days: float | None) -> None:
     except FlaskChatError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{found} {'conversation' if found == 1 else 'conversations'} deleted.")
+
+
+@chat.command("openapi")
+def print_openapi() -> None:
+    """Print the HTTP API as an OpenAPI document, in JSON."""
+    version = sys.modules["flaskchat"].__version__
+    found = openapi.document(current_state().settings, version)
+    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
 
 
 @chat.command("models")
