@@ -101,7 +101,8 @@ def test_no_request_is_answered_with_what_the_document_does_not_say(
     command = [
         str(Path(sys.executable).with_name("schemathesis")), "run", str(described_for(server, tmp_path, ids)),
         "--url", server.url, "--seed", str(seed), "--max-examples", "300" if long else "8",
-        "--phases", "examples,coverage,fuzzing" if long or who == "owner" else "fuzzing", "--request-timeout", "30", "--workers", "1", "--no-color",
+        "--phases", "examples,coverage,fuzzing" if long or who == "owner" else "fuzzing",
+        "--request-timeout", "30", "--workers", "1", "--no-color",
         "--checks", ",".join(CHECKS),
         *(["-H", f"Cookie: {cookie}"] if cookie else []),
     ]  # fmt: skip
