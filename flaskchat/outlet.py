@@ -44,7 +44,7 @@ class Offer(NamedTuple):
 
 
 class Outlet:
-    __slots__ = ("_chunked", "_send", "_sock", "rest")
+    __slots__ = ("_chunked", "_finished", "_send", "_sock", "rest")
 
     def __init__(self, offer: Offer) -> None:
         """:raises OSError: the connection is closed, or no descriptor is free."""
@@ -56,6 +56,7 @@ class Outlet:
             raise
         self._sock.setblocking(False)
         self._chunked = offer.chunked
+        self._finished = False
         self._send = self._sock.send
         self.rest = b""
         """What the kernel has not taken yet."""
@@ -71,6 +72,16 @@ class Outlet:
         """
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
+        return self._put(data)
+
+    def finish(self) -> bool:
+        """As `write`, with what says that the body ends here as it should; only once."""
+        if self._finished or not self._chunked:
+            return True
+        self._finished = True
+        return self._put(b"0\r\n\r\n")
+
+    def _put(self, data: bytes) -> bool:
         try:
             sent = self._send(data)
         except BlockingIOError:
@@ -86,11 +97,8 @@ class Outlet:
             self.rest = self.rest[self._send(self.rest) :]
         return not self.rest
 
-    def close(self, *, whole: bool) -> None:
-        """:param whole: the body ends here as it should; otherwise the client sees that it was cut."""
-        if whole and self._chunked:
-            with contextlib.suppress(OSError):
-                self._sock.send(b"0\r\n\r\n")
+    def close(self) -> None:
+        """Where the body was not finished, a client that knows its framing sees that it was cut."""
         self._sock.close()
 
     def abort(self) -> None:

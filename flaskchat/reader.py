@@ -157,7 +157,9 @@ class Reader:
                         break
                     if not data or (self.cursor >= run.last_seq and not self._first):
                         if self._over():
-                            self._end(whole=True)
+                            if not outlet.finish():
+                                break
+                            self._end()
                         elif self._writing:
                             self._write_on(False)
                         return
@@ -182,8 +184,11 @@ class Reader:
         self._writing = False
         if self._first:
             self.push()
-        else:
-            self._end(whole=True)
+            return
+        with contextlib.suppress(OSError):
+            if self._outlet is not None:
+                self._outlet.finish()
+        self._end()
 
     # -- woken -----------------------------------------------------------------------------------------------------
 
@@ -238,14 +243,14 @@ class Reader:
             self._keeper.poller.register(fd, HANGUP, self)
             self.fd = fd
 
-    def _end(self, *, whole: bool = False) -> None:
+    def _end(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._unwatch()
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
-            outlet.close(whole=whole)
+            outlet.close()
         elif self._waiter is not None:
             self._waiter.wake()
         self._keeper.detach(self)
