@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Server
-from tests.server.badmodel import Running
+from tests.server.badmodel import Running, text_of
 from tests.server.checker import judge
 from tests.server.checks import FAULTY, rows
 from tests.server.client import deadline
@@ -278,53 +278,65 @@ def test_a_reader_that_comes_between_the_last_event_and_the_end_misses_nothing_a
 def test_equal_questions_at_a_restart_are_one_generation(
     serve: Callable[..., Server], model: Running, long: bool, rounds: int, dice: random.Random
 ) -> None:
-    """Three tabs send the same question while a worker leaves, is killed, or all of them are replaced.
+    """Five questions at once, each sent by three tabs, while a worker leaves, is killed, or all of them are replaced.
 
-    Each sends again until it has an answer, as the page does (short: one of each).
+    Each tab sends again until it has an answer, as the page does (short: one restart of each kind).
     """
     server = serve(settings(model), app=FAULTY)
     server.client().json("/conversations")
     history = History()
     how = Counter[str]()
     with Tap(server) as tap:
-        for number in range(rounds if long else 3):
-            tabs = tabs_of(server, history, f"owner {number}", 3)
-            body = {"message": {"id": uuid.uuid4().hex, "text": json.dumps({"tag": uuid.uuid4().hex, "tokens": 5})}}
-            history.expected[json.loads(body["message"]["text"])["tag"]] = ""
+        for number in range(rounds // 5 if long else 3):
             kind = ("TERM", "KILL", "HUP")[number % 3]
             struck = server.workers() if kind == "HUP" else [dice.choice(server.workers())]
 
             def strike(kind: str = kind, pid: int = struck[0]) -> None:
-                wait(dice.uniform(0, 0.05))
+                wait(dice.uniform(0, 0.08))
                 if kind == "HUP":
                     server.process.send_signal(signal.SIGHUP)
                 else:
                     history.fault(kind, pid)
                     os.kill(pid, signal.SIGTERM if kind == "TERM" else signal.SIGKILL)
 
-            def send(tab: Visitor, body: dict[str, Any] = body) -> str:
-                wait(dice.uniform(0, 0.05))
-                for _ in deadline(20, "an answer"):
-                    try:
-                        reading = tab.post(body)
-                    except (OSError, HTTPException):
-                        continue
-                    if reading.status == 200:
-                        reading.rest()
-                        if not reading.ended:
-                            tab.to_the_end(reading.run_id, reading.last or None)
-                        return reading.run_id
-                    assert reading.status == 503
-                raise AssertionError
-
-            _, *runs = at_once(strike, *(lambda tab=tab: send(tab) for tab in tabs))
-            assert len(set(runs)) == 1, "one question, two runs"
-            how[kind] += 1
-            leave(*tabs)
+            questions = [ask_from_three_tabs(server, history, f"owner {number} {n}", dice) for n in range(5)]
+            _, *runs = at_once(strike, *(send for sends in questions for send in sends))
+            for at in range(0, 15, 3):
+                assert len(set(runs[at : at + 3])) == 1, "one question, two runs"
+            how[kind] += 5
             wait_for_two(server, struck)
         judge(history, server, model, tap=tap)
     print(dict(how))
     assert counts(server)["runs"] == sum(how.values())
+
+
+def ask_from_three_tabs(server: Server, history: History, name: str, dice: random.Random) -> list[Callable[[], str]]:
+    """Each sends the same question until it has an answer, reads it to its end, and returns its run."""
+    tag = uuid.uuid4().hex
+    body = {"message": {"id": uuid.uuid4().hex, "text": json.dumps({"tag": tag, "tokens": 5})}}
+    history.expected[tag] = text_of({"tag": tag, "tokens": 5})
+
+    def send(tab: Visitor, moment: float) -> str:
+        wait(moment)
+        for _ in deadline(40, "an answer"):
+            try:
+                reading = tab.post(body, tag)
+            except (OSError, HTTPException):
+                continue
+            if reading.status == 200:
+                reading.rest()
+                if not reading.ended:
+                    tab.to_the_end(reading.run_id, reading.last or None, seconds=40)
+                leave(tab)
+                return reading.run_id
+            assert reading.status == 503
+        raise AssertionError
+
+    moments = [dice.uniform(0, 0.08) for _ in range(3)]
+    return [
+        lambda tab=tab, moment=moment: send(tab, moment)
+        for tab, moment in zip(tabs_of(server, history, name, 3), moments, strict=True)
+    ]
 
 
 def wait_for_two(server: Server, gone: list[int]) -> None:
