@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.conftest import Server
 from tests.server import badmodel
 
 from .frontend import load_hook
 from .proxy import Proxy
+
+# Long, because the machine may be slow; only what fails waits as long.
+expect.set_options(timeout=30_000)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]  # the sandbox cannot be had as root
@@ -77,7 +80,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     def open_page(url: str, context: BrowserContext | None = None, **options: object) -> Page:
         if context is None:
             context = browser.new_context(viewport={"width": 1200, "height": 800}, **options)  # type: ignore[arg-type]
-            context.set_default_timeout(15_000)
+            context.set_default_timeout(30_000)
             contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
+from tests.server import badmodel
 from tests.server.client import deadline
 
 Visit = Callable[..., Page]
@@ -28,7 +29,7 @@ def reply(page: Page, at: int = -1) -> Locator:
 
 
 def is_over(page: Page) -> None:
-    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false", timeout=30_000)
+    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false")
 
 
 def stored(page: Page) -> dict[str, Any]:
@@ -38,6 +39,46 @@ def stored(page: Page) -> dict[str, Any]:
     assert response.ok, response.text()
     answer: dict[str, Any] = response.json()
     return answer
+
+
+def texts(pages: list[Page]) -> list[str]:
+    return [reply(page).inner_html() for page in pages]
+
+
+def show_the_same(pages: list[Page]) -> None:
+    """Until all show one text: a long one is drawn over several frames."""
+    for _ in deadline(30, "the same text in all tabs"):
+        pages[0].wait_for_timeout(20)
+        if len(set(texts(pages))) == 1:
+            return
+
+
+def reload_and_compare(pages: list[Page]) -> None:
+    """What was followed is what is shown when all of it is loaded at once."""
+    followed = texts(pages)
+    for page in pages:
+        page.reload()
+        is_over(page)
+    for _ in deadline(30, "the text as it was followed"):
+        pages[0].wait_for_timeout(20)
+        if texts(pages) == followed:
+            return
+
+
+def stop_and_compare(pages: list[Page], directive: dict[str, Any]) -> None:
+    """Stop the reply in the last tab: all end with the same text, and it is what the server has.
+
+    A reply that is long enough for any machine, and is stopped, is over sooner than one that is only just long enough.
+    """
+    pages[-1].get_by_role("button", name="Stop").click()
+    for page in pages:
+        is_over(page)
+    show_the_same(pages)
+    kept = stored(pages[0])["messages"][-1]
+    assert kept["status"] == "stopped"
+    assert kept["text"]
+    assert badmodel.text_of(directive).startswith(kept["text"])
+    reload_and_compare(pages[:1])
 
 
 def seed(page: Page, *texts: str) -> list[str]:
@@ -81,7 +122,7 @@ def focused(page: Page) -> str:
 
 
 def wait_for_focus(page: Page, words: str) -> None:
-    for _ in deadline(5, f"the focus on {words!r}, not on {focused(page)!r}"):
+    for _ in deadline(30, f"the focus on {words!r}, not on {focused(page)!r}"):
         page.wait_for_timeout(20)
         if words in focused(page):
             return

@@ -26,7 +26,7 @@ def edit(page: Page, at: int, text: str) -> None:
 
 def waits_for_leaf(page: Page, text: str) -> None:
     """Until the server shows the branch that ends with this reply."""
-    for _ in deadline(10, f"the branch of {text!r}"):
+    for _ in deadline(30, f"the branch of {text!r}"):
         page.wait_for_timeout(20)
         now = stored(page)
         leaf = next(each for each in now["messages"] if each["id"] == now["current_leaf_id"])
@@ -86,13 +86,13 @@ def test_a_choice_of_a_version_is_told_again_until_the_server_has_it(visit: Visi
     pattern = re.compile(r"/conversations/c_[^/]*$")
     page.route(pattern, refuse)
     page.locator(".reply").get_by_role("button", name="Previous version").click()
-    for _ in deadline(15, "a second attempt"):
+    for _ in deadline(30, "a second attempt"):
         page.wait_for_timeout(20)
         if len(tried) == 2:
             break
     assert stored(page)["current_leaf_id"] == second
     page.unroute(pattern)
-    for _ in deadline(15, "the choice at the server"):
+    for _ in deadline(30, "the choice at the server"):
         page.wait_for_timeout(20)
         if stored(page)["current_leaf_id"] == first:
             break
@@ -145,7 +145,7 @@ def test_regenerating_makes_a_sibling_and_the_arrows_lead_back(visit: Visit, cha
     for at in (2, 1):
         page.locator(".reply").get_by_role("button", name="Previous version").click()
         expect(page.locator(".reply .walk")).to_have_attribute("aria-label", f"Version {at} of 3")
-    for _ in deadline(10, "the first reply's branch"):
+    for _ in deadline(30, "the first reply's branch"):
         page.wait_for_timeout(20)
         if stored(page)["current_leaf_id"] == messages[1]["id"]:
             break

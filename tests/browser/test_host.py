@@ -33,7 +33,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, built: None) -> Iterator[Serv
 def enter(browser: Browser, shop: Server) -> Iterator[Visit]:
     """Opens a page of the shop; at the end nothing may have gone wrong in it, and nobody else been asked."""
     context = browser.new_context(viewport={"width": 1100, "height": 800})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(30_000)
     wrong: list[str] = []
 
     def open_page(path: str) -> Page:

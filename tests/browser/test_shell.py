@@ -181,7 +181,7 @@ def test_menus_are_walked_with_arrows_and_give_the_focus_back(visit: Visit, chat
 
 def test_the_tab_says_when_a_reply_is_ready_in_the_background(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
-    ask(page, "Background", text="Done soon. " * 10, rate=20, size=8)
+    ask(page, "Background", text="Done soon. " * 10, rate=20, size=8, fault="stall", after=3, hold=4)
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     hide = """hidden => {
       Object.defineProperty(document, "hidden", {value: hidden, configurable: true});

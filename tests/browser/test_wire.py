@@ -6,13 +6,14 @@ import re
 import subprocess
 from collections.abc import Callable
 
-from playwright.sync_api import Locator, Page, Request, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.conftest import Server
 from tests.server import badmodel
 from tests.server.client import deadline
 
-from .test_page import ask, assert_nothing_is_missing, is_over, reply, stored, wait_for_text
+from .talk import show_the_same
+from .test_page import ask, is_over, stored, wait_for_text
 
 Visit = Callable[..., Page]
 
@@ -32,15 +33,10 @@ def lines(page: Page, words: str | re.Pattern[str]) -> Locator:
 def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     expect(wire(page)).to_have_count(0)
-    directive = ask(page, tag="plug", tokens=160, rate=40)
+    directive = ask(page, tag="plug", tokens=4000, rate=40)
     wait_for_text(page, 40)
-    sent: list[str] = []
-
-    def note(request: Request) -> None:
-        if "/events" in request.url:
-            sent.append(request.headers.get("last-event-id", ""))
-
-    page.on("request", note)
+    held: list[Route] = []
+    page.route("**/runs/*/events", lambda route: held.append(route))
     page.keyboard.press("Alt+w")
     expect(lines(page, "POST /conversation")).to_have_count(1)
     wire(page).get_by_role("button", name="Pull the plug").click()
@@ -48,6 +44,20 @@ def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visi
     expect(page.get_by_text("Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
     resume = lines(page, "Resume after event")
     expect(resume).to_have_count(1)
+    for _ in deadline(30, "the request that resumes"):
+        page.wait_for_timeout(20)
+        if held:
+            break
+    sent = [route.request.headers.get("last-event-id", "") for route in held]
+    for route in held:
+        route.continue_()
+    page.unroute("**/runs/*/events")
+    shown = len(ids(page))
+    for _ in deadline(30, "events after the resume"):
+        page.wait_for_timeout(20)
+        if len(ids(page)) > shown + 5:
+            break
+    page.get_by_role("button", name="Stop").click()
     is_over(page)
     found = re.search(
         r"Resume after event (\d+): GET /runs/(run_[\w-]+)/events, Last-Event-ID: (\d+)", resume.text_content() or ""
@@ -57,16 +67,18 @@ def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visi
     expect(lines(page, "End of the reply.")).to_have_count(1)
     seen = ids(page)
     assert seen == list(range(1, len(seen) + 1)), "the frames, each once and in order"
-    shown = wire(page).locator(".line").all_text_contents()
-    cut = next(at for at, text in enumerate(shown) if "you pulled the plug" in text)
-    last, first = (re.search(r"\d\d\.\d{3} +(\d+) ", text) for text in (shown[cut - 1], shown[cut + 3]))
-    assert (last and last[1], first and first[1]) == (found[1], str(int(found[1]) + 1)), shown[cut - 2 : cut + 5]
-    assert_nothing_is_missing(page, directive)
+    lined = wire(page).locator(".line").all_text_contents()
+    cut = next(at for at, text in enumerate(lined) if "you pulled the plug" in text)
+    last, first = (re.search(r"\d\d\.\d{3} +(\d+) ", text) for text in (lined[cut - 1], lined[cut + 3]))
+    assert (last and last[1], first and first[1]) == (found[1], str(int(found[1]) + 1)), lined[cut - 2 : cut + 5]
+    kept = stored(page)["messages"][-1]["text"]
+    assert kept
+    assert badmodel.text_of(directive).startswith(kept)
 
 
 def test_the_command_follows_the_same_run(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
-    ask(page, tag="curl", tokens=200, rate=40)
+    ask(page, tag="curl", tokens=4000, rate=40)
     wait_for_text(page, 40)
     page.get_by_role("button", name="Menu of this conversation").click()
     page.get_by_role("menuitem", name="The wire").click()
@@ -76,19 +88,19 @@ def test_the_command_follows_the_same_run(visit: Visit, chat: Server) -> None:
     text = command.inner_text()
     cookies = "; ".join(f"{cookie['name']}={cookie['value']}" for cookie in page.context.cookies())
     assert "Cookie: …" in text
-    answer = subprocess.run(
-        ["bash", "-c", text.replace("Cookie: …", f"Cookie: {cookies}")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
-    is_over(page)
+    command_line = text.replace("Cookie: …", f"Cookie: {cookies}")
+    with subprocess.Popen(["bash", "-c", command_line], stdout=subprocess.PIPE, text=True) as curl:
+        assert curl.stdout is not None
+        answer = curl.stdout.readline()
+        page.get_by_role("button", name="Stop").click()
+        is_over(page)
+        answer += curl.stdout.read()
+        assert curl.wait(60) == 0
     after = int(re.search(r"Last-Event-ID: (\d+)", text)[1])  # type: ignore[index]
     numbers = [int(number) for number in re.findall(r"^id: (\d+)$", answer, re.MULTILINE)]
     last = ids(page)[-1]
     assert numbers == list(range(after + 1, last + 1))
-    assert "event: done" in answer
+    assert "event: stopped" in answer
     expect(command).not_to_contain_text("Last-Event-ID")
 
 
@@ -119,17 +131,17 @@ def test_the_list_is_bounded_and_stays_where_it_is_read(visit: Visit, chat: Serv
     wait_for_text(page, 300)
     at_end = "e => e.scrollHeight - e.scrollTop - e.clientHeight < 30"
     box = wire(page).locator(".wire-list")
-    for _ in deadline(20, "the list at its end"):
+    for _ in deadline(30, "the list at its end"):
         if box.evaluate(at_end):
             break
     box.hover()
     page.mouse.wheel(0, -200)
-    for _ in deadline(20, "the list away from its end"):
+    for _ in deadline(30, "the list away from its end"):
         if not box.evaluate(at_end):
             break
     top = box.evaluate("e => e.scrollTop")
     count = wire(page).locator(".line").count()
-    for _ in deadline(10, "more lines"):
+    for _ in deadline(30, "more lines"):
         page.wait_for_timeout(20)
         if wire(page).locator(".line").count() > count + 20:
             break
@@ -137,7 +149,7 @@ def test_the_list_is_bounded_and_stays_where_it_is_read(visit: Visit, chat: Serv
     # whoever comes back down is followed again
     box.evaluate("e => e.scrollTo(0, e.scrollHeight)")
     count = wire(page).locator(".line").count()
-    for _ in deadline(20, "more lines, and the list at its end"):
+    for _ in deadline(30, "more lines, and the list at its end"):
         page.wait_for_timeout(20)
         if wire(page).locator(".line").count() > count + 20 and box.evaluate(at_end):
             break
@@ -153,7 +165,7 @@ def test_whoever_writes_while_the_wire_is_being_loaded_goes_on_writing(visit: Vi
     page.route("**/assets/*", lambda route: held.append(route) if hold[0] else route.continue_())
     box = page.get_by_label("Your message")
     box.press("Alt+w")
-    for _ in deadline(10, "the panel asked for"):
+    for _ in deadline(30, "the panel asked for"):
         page.wait_for_timeout(20)
         if held:
             break
@@ -192,7 +204,7 @@ def test_a_tab_that_listens_shows_the_wire_and_can_pull_the_plug(visit: Visit, c
     for page in pages:
         seen = ids(page)
         assert seen == list(range(1, len(seen) + 1))
-    assert len({reply(page).inner_html() for page in [first, *pages]}) == 1
+    show_the_same([first, *pages])
     kept = stored(pages[0])["messages"][-1]["text"]
     assert kept
     assert badmodel.text_of(directive).startswith(kept)
