@@ -169,9 +169,9 @@ def test_an_answer_takes_far_less_than_the_hub_may_be_held() -> None:
     ["reply model worker setting ", "are you ", "?", "FLASKCHAT_", "what can i ask ", " ", "```\n", "a.b-", "\u4e2d"],
 )
 def test_a_very_long_question_takes_no_longer(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     answer(text * (100_000 // len(text)) + "x", first=False)
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
 
 
 def test_threads_may_ask_at_once() -> None:
