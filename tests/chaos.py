@@ -34,7 +34,7 @@ import psutil
 from tests.conftest import Server, holds_of_hub
 from tests.server import badmodel
 from tests.server.chatter import OURS, Chatter, Crowd, turn_of
-from tests.server.checker import check
+from tests.server.checker import IN_TIME, check
 from tests.server.checks import FAULTY, write_lock
 from tests.server.dump import Dump, Gauge, Tap, not_back
 from tests.server.history import History
@@ -70,15 +70,15 @@ def plan(seed: int, seconds: float) -> list[Planned]:
         what = dice.choices(list(FAULTS), list(FAULTS.values()))[0]
         lasts = dice.choice((0.5, 2.0, 5.0, 9.0)) if what in ("SIGSTOP", "lock") else 0.0
         if what == "SIGSTOP" and dice.random() < 0.3:
-            lasts = 14.0  # for longer than a lease
+            lasts = 20.0  # for longer than its lease lasts, also where the other worker counts slowly
         found.append(Planned(round(at, 2), what, dice.randrange(8), min(lasts, max(0.5, seconds - at))))
         at += found[-1].lasts + dice.uniform(1.5, 6.0)
     return found
 
 
 class Chaos:
-    def __init__(self, seed: int, clients: int, folder: Path, model: badmodel.Running) -> None:
-        self.seed, self.clients, self.model = seed, clients, model
+    def __init__(self, options: argparse.Namespace, seed: int, folder: Path, model: badmodel.Running) -> None:
+        self.seed, self.clients, self.in_time, self.model = seed, options.clients, options.in_time, model
         self.history = History()
         settings: dict[str, Any] = {**SETTINGS, "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1"}
         self.server = Server(folder, settings, workers=2, kind="gevent", app=FAULTY, args=["--graceful-timeout", "8"])
@@ -109,7 +109,7 @@ class Chaos:
             left = self.wait_back(before)
         dump = Dump.of(self.server, tap)
         self.tell(dump)
-        found += map(str, [*self.crowd.found, *check(self.history, dump, self.model.stats())])
+        found += map(str, [*self.crowd.found, *check(self.history, dump, self.model.stats(), in_time=self.in_time)])
         return [*found, *left, *self.logged()]
 
     def warm_up(self) -> None:
@@ -223,18 +223,18 @@ class Chaos:
         self.server.close()
 
 
-def one(seed: int, seconds: float, clients: int, keep: Path | None) -> list[str]:
+def one(options: argparse.Namespace, seed: int, seconds: float) -> list[str]:
     """One run from one seed."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         with badmodel.running() as model:
-            chaos = Chaos(seed, clients, folder, model)
+            chaos = Chaos(options, seed, folder, model)
             try:
                 found = chaos.run(seconds)
             finally:
                 chaos.close()
-                if keep is not None:
-                    shutil.copytree(folder, keep / f"chaos-{seed}", dirs_exist_ok=True)
+                if options.keep is not None:
+                    shutil.copytree(folder, options.keep / f"chaos-{seed}", dirs_exist_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -246,6 +246,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--clients", type=int, default=300)
     parser.add_argument("--round", type=float, default=300, help="seconds of each run where there are several")
+    parser.add_argument("--in-time", type=float, default=IN_TIME, help="seconds for a dead worker's runs to end")
     parser.add_argument("--keep", type=Path, help="a folder for the server's log and database")
     parser.add_argument("--plan", action="store_true", help="print what would be done")
     options = parser.parse_args()
@@ -262,7 +263,7 @@ def main() -> int:
         seconds = min(left, options.round)
         replay = f"python -m tests.chaos --seed {seed} --seconds {seconds:g} --clients {options.clients}"
         print(f"seed {seed}: {replay}", flush=True)
-        found = one(seed, seconds, options.clients, options.keep)
+        found = one(options, seed, seconds)
         for violation in found:
             print(f"VIOLATION {violation}")
         print(f"seed {seed}: {len(found)} violations", flush=True)
