@@ -314,11 +314,16 @@ class Hosts(RuleBasedStateMachine):
         if not hasattr(self, "host"):
             return
         try:
-            for worker in list(self.alive):
-                self.bury(worker)
             last = self.start()
+            for following in self.following:
+                following.attach(last)
+            for worker in self.alive[:-1]:
+                self.bury(worker)
             for _ in range(LONG):
                 last.sweep()
+                self.tick(last)
+            for following in self.following:
+                assert following.over, "a reader waits for ever"
             assert len({run.run_id for run in self.known}) == len(self.known)
             for run in self.known:
                 self.judge(last, run)
