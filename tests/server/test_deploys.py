@@ -261,7 +261,7 @@ def test_workers_that_are_replaced_by_count_show_no_error(
     print("seed", seed)
     history, seen = History(), set(server.workers())
     with Tap(server) as tap, Crowd(server, history, 8, reply, seed) as crowd:
-        for _ in deadline(120, "workers to be replaced"):
+        for _ in deadline(900 if long else 120, "workers to be replaced"):
             seen |= set(server.workers())
             if len(seen) >= (20 if long else 4):
                 break
