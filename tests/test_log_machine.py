@@ -44,8 +44,8 @@ TEXTS = ("a", "word ", "ü€😀", "\n\ndata: forged\n\n")
 STEPS = (
     "a_tick", "a_tick", "the_model_speaks", "the_model_speaks", "the_model_ends", "the_model_ends", "a_question",
     "the_same_question_again", "a_reply_is_continued", "a_reader_comes", "a_reader_comes", "a_reader_comes_back",
-    "stop_is_asked_for", "time_passes", "a_worker_is_held_up", "a_worker_is_held_up", "a_worker_crashes",
-    "memory_is_let_go_of", "a_worker_starts",
+    "stop_is_asked_for", "time_passes", "a_worker_is_held_up", "a_worker_is_held_up", "a_takeover_crashes",
+    "a_worker_crashes", "memory_is_let_go_of", "a_worker_starts",
 )  # fmt: skip
 
 
@@ -121,9 +121,7 @@ class Hosts(RuleBasedStateMachine):
         worker = self.worker(number)
         if kind == len(POINTS):
             return self.bury(worker)
-        for run in self.known:
-            if worker.has(run.run_id):
-                self.put(run, Delta("last "))
+        self.all_say(worker, "last ")
         worker.crash_at = POINTS[kind]
         with self.may_crash(worker):
             if "append" in POINTS[kind] or "wake" in POINTS[kind]:
@@ -142,12 +140,26 @@ class Hosts(RuleBasedStateMachine):
         worker.frozen = True
         if flag:
             self.endanger(worker)
-        for run in self.known:
-            if kind and worker.has(run.run_id):
-                self.put(run, Delta("late "))
+        self.all_say(worker, "late " if kind else "")
         self.time_passes(flag=flag)
         worker.frozen = False
         self.tick(worker)
+
+    def a_takeover_crashes(self, number: int, kind: int, **choice: Any) -> None:
+        """Everybody but one stands still; that one counts them out, and is gone at some commit of doing so."""
+        worker = self.worker(number)
+        others = [other for other in self.alive if other is not worker]
+        for other in others:
+            self.endanger(other)
+            self.all_say(other, "late " if kind else "")
+        with self.may_crash(worker):
+            for _ in range(GONE_AFTER):
+                worker.sweep()
+            worker.crash_at = POINTS[2 + kind % 4]
+            worker.sweep()
+        worker.crash_at = None
+        for other in others:
+            self.tick(other)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -219,6 +231,11 @@ class Hosts(RuleBasedStateMachine):
                 run.may_end.add("done")
         owner.runtime.pump.touch(owner.runtime.pump.feeds[run.run_id])
 
+    def all_say(self, worker: Worker, said: str) -> None:
+        for run in self.known:
+            if said and worker.has(run.run_id):
+                self.put(run, Delta(said))
+
     def the_model_speaks(self, which: int, flag: bool, kind: int, **choice: Any) -> None:
         run = self.run(which)
         self.put(run, Delta(TEXTS[kind % len(TEXTS)]))
@@ -258,9 +275,7 @@ class Hosts(RuleBasedStateMachine):
                 self.tick(worker)
         else:
             worker = self.worker(number)
-            for run in self.known:
-                if kind and worker.has(run.run_id):
-                    self.put(run, Delta("while it was locked "))
+            self.all_say(worker, "while it was locked " if kind else "")
             self.locked = True
             with self.host.locked():
                 self.tick(worker)
@@ -297,7 +312,13 @@ class Hosts(RuleBasedStateMachine):
             following.read()
 
     def stop_is_asked_for(self, which: int, number: int, **choice: Any) -> None:
-        self.stop(self.run(which), self.worker(number))
+        run = self.run(which)
+        self.stop(run, self.worker(number))
+        owner = self.owner_of(run)
+        for _ in range(2):  # it is told, and commits the end
+            if owner is not None:
+                self.tick(owner)
+        assert owner is None or not owner.has(run.run_id), "it was not stopped"
 
     def stop(self, run: Run, worker: Worker) -> None:
         run.may_end.add("stopped")
@@ -356,7 +377,7 @@ class Hosts(RuleBasedStateMachine):
 def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     make: Callable[[Path], Backend], tmp_path: Path, long: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 histories of at most 30 steps, always the same; in the long form 3,000 of at most 80, each time others."""
+    """30 histories of at most 30 steps, always the same; in the long form 3,000 of at most 80, each time others."""
     monkeypatch.setattr(tasks, "spawn", lambda function, *args, name="": function(*args))
     monkeypatch.setattr(sweep, "KEEP", 0.0)
     monkeypatch.setattr(sweep, "GONE_AFTER", GONE_AFTER)
@@ -365,7 +386,7 @@ def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=3000 if long else 40, stateful_step_count=80 if long else 30, derandomize=not long,
+            max_examples=3000 if long else 30, stateful_step_count=80 if long else 30, derandomize=not long,
             deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip

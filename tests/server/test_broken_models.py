@@ -59,6 +59,7 @@ ENDED_BY_THE_FAULT = {
     "429 for longer than is waited": Row({"fault": "429", "retry_after": 60}, errors.ModelBusy, "429"),
     "500 before the first token": Row({"fault": "500"}, errors.ModelBusy, "500: .*status 500", posts=2),
     "500 after the first token": Row({**PACED, "fault": "error"}, errors.ModelFailed, "the model went away"),
+    "500 at once with the text before it": Row({"tokens": 9, "fault": "error"}, errors.ModelFailed, "model went away"),
     "reset": Row({**PACED, "fault": "reset"}, errors.ModelClosedEarly, "reset"),
     "reset before the first token": Row({**PACED, "fault": "reset", "after": 0}, errors.ModelClosedEarly, "reset"),
     "half-closed": Row({**PACED, "fault": "close"}, errors.ModelClosedEarly, "ended before"),
@@ -68,6 +69,9 @@ ENDED_BY_THE_FAULT = {
     "an end without a finish": Row({**PACED, "fault": "no-finish"}, errors.ModelClosedEarly, "ended before"),
     "HTML with status 200": Row({"fault": "html200"}, errors.ModelProtocolError, "200 text/html: .*sign in"),
     "invalid JSON": Row({**PACED, "fault": "invalid-json"}, errors.ModelProtocolError, "not JSON"),
+    "invalid JSON at once with the text before it": Row(
+        {"tokens": 9, "fault": "invalid-json"}, errors.ModelProtocolError, "not JSON"
+    ),
     "a line of 50 MB": Row({**PACED, "fault": "huge-line"}, errors.ModelProtocolError, "not HTTP|a line"),
     "a line of 50 MB without framing": Row(
         {**PACED, "fault": "huge-line", "framing": "close"}, errors.ModelProtocolError, "a line or a frame of more than"
