@@ -257,7 +257,7 @@ def test_after_a_kill_of_everything_a_new_start_ends_every_run_with_what_was_see
     visitor = newcomer(history, server, "somebody")
     done = visitor.ask(tokens=5)
     done.rest()
-    for number in range(30 if long else 2):
+    for number in range(30 if long else 1):
         streams = [visitor.ask(tokens=2000, rate=chance.choice((20, 60, 200))) for _ in range(5)]
         for stream in streams:
             stream.take(chance.randrange(1, 12))
