@@ -15,6 +15,7 @@ from flaskchat.log.base import Append
 from flaskchat.log.journal import decode_row
 from tests.conftest import Server
 from tests.server.badmodel import Running
+from tests.server.client import deadline
 
 
 class Run(NamedTuple):
@@ -132,8 +133,17 @@ class Gauge(NamedTuple):
 
     @classmethod
     def of(cls, server: Server, model: Running | None = None) -> Gauge:
-        """Asks every worker of its own greenlets (`/gauge` of the test application)."""
-        pids = server.workers()
+        """Asks every worker of its own greenlets (`/gauge` of the test application).
+
+        Waits for workers that leave to have left.
+        """
+        for _ in deadline(60, "the workers to stay the same"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return cls._of(server, server.workers(), model)
+        raise AssertionError
+
+    @classmethod
+    def _of(cls, server: Server, pids: list[int], model: Running | None) -> Gauge:
         greenlets = 0
         client = server.client()
         for pid in pids:
