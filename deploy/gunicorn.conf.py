@@ -53,8 +53,8 @@ graceful_timeout = 30
 timeout = 30
 
 # Seconds an idle connection is kept, and also how long a client may take to send its headers. Longer than nginx keeps
-# its side (keepalive_timeout in nginx.conf), so that nginx never writes into a closed connection; and hardly longer than
-# replies are given (FLASKCHAT_DRAIN), because a worker that leaves stays until its idle connections have ended as well.
+# its side (keepalive_timeout in nginx.conf), so that nginx never writes into a closed connection; and hardly longer
+# than replies are given (FLASKCHAT_DRAIN): a worker that leaves stays until its idle connections have ended too.
 keepalive = 6
 
 # The worker's sign of life is a file; on a disk the write of it can wait.
