@@ -11,6 +11,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from flaskchat import FlaskChat, Request
+from flaskchat.testing import ChatClient
 
 PROBLEM = "application/problem+json"
 ID = {"conversation_id": r"c_[\w-]{20,}", "message_id": r"m_[\w-]{20,}", "run_id": r"run_[\w-]{20,}"}
@@ -64,3 +65,13 @@ def problem(response: TestResponse, status: int, code: str) -> dict[str, Any]:
         assert isinstance(body[member], str)
         assert body[member]
     return body
+
+
+def visible(chat: ChatClient, conversation_id: str) -> bool:
+    """Whether this visitor sees the conversation; the list and the conversation must agree."""
+    response = chat.client.get(f"/chat/conversations/{conversation_id}")
+    listed = chat.client.get("/chat/conversations").json
+    assert listed is not None
+    seen = response.status_code == 200
+    assert seen == (conversation_id in {item["id"] for item in listed["items"]})
+    return seen

@@ -10,31 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, redirect, session
-from flask_login import LoginManager, UserMixin, current_user, login_user, logout_user
+from flask import redirect, session
 from itsdangerous import URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 
 from flaskchat import ConfigurationError, FlaskChat
 from flaskchat.security import COOKIE, COOKIE_AGE, COOKIE_FRESH, KEY_FILE, _kept_key
 from flaskchat.testing import ChatClient
-from tests.hosts import bare, host, parrot, send
+from tests.hosts import bare, host, parrot, send, visible
 
 
 def cookie_of(client: Any) -> str:
     cookie = client.get_cookie(COOKIE)
     assert cookie is not None
     return str(cookie.value)
-
-
-def visible(chat: ChatClient, conversation_id: str) -> bool:
-    """Whether this visitor sees the conversation; the list and the conversation must agree."""
-    response = chat.client.get(f"/chat/conversations/{conversation_id}")
-    listed = chat.client.get("/chat/conversations").json
-    assert listed is not None
-    seen = response.status_code == 200
-    assert seen == (conversation_id in {item["id"] for item in listed["items"]})
-    return seen
 
 
 def serializer(key: Any, salt: str = "flaskchat.owner") -> URLSafeTimedSerializer:
@@ -331,76 +320,3 @@ def test_the_callable_may_refuse_in_its_own_words(tmp_path: Path) -> None:
 
     response = host(tmp_path, identity=to_login).test_client().get("/chat/")
     assert (response.status_code, response.location) == (302, "/login")
-
-
-# -- Flask-Login -------------------------------------------------------------------------------------------------------
-
-
-class User(UserMixin):
-    def __init__(self, user_id: str) -> None:
-        self.id = user_id
-
-
-@pytest.fixture(params=["before", "after"])
-def login_app(tmp_path: Path, request: pytest.FixtureRequest) -> Flask:
-    """A host with Flask-Login, set up before or after the chat."""
-    app = bare(tmp_path)
-    manager = LoginManager()
-    manager.user_loader(User)
-    if request.param == "before":
-        manager.init_app(app)
-    FlaskChat(app).model("parrot")(parrot)
-    if request.param == "after":
-        manager.init_app(app)
-
-    @app.get("/login/<user_id>")
-    def login(user_id: str) -> str:
-        login_user(User(user_id))
-        return str(current_user.get_id())
-
-    @app.get("/logout")
-    def logout() -> str:
-        logout_user()
-        return "out"
-
-    return app
-
-
-def test_the_current_user_of_flask_login_owns_the_conversations(login_app: Flask) -> None:
-    with ChatClient(login_app) as ada:
-        ada.client.get("/login/ada")
-        reply = ada.ask("a")
-        assert login_app.extensions["flaskchat"].runtime.store.run(reply.run_id, None).owner == "user:ada"
-        assert ada.client.get_cookie(COOKIE) is None
-        phone = ChatClient(login_app)
-        phone.client.get("/login/ada")
-        assert visible(phone, reply.conversation_id)
-        ada.client.get("/logout")
-        assert not visible(ada, reply.conversation_id)
-        bob = ChatClient(login_app)
-        bob.client.get("/login/bob")
-        assert not visible(bob, reply.conversation_id)
-
-
-def test_a_visitor_who_is_not_signed_in_is_known_by_the_cookie(login_app: Flask) -> None:
-    with ChatClient(login_app) as chat:
-        reply = chat.ask("a")
-        assert login_app.extensions["flaskchat"].runtime.store.run(reply.run_id, None).owner.startswith("anon:")
-        assert visible(chat, reply.conversation_id)
-
-
-@pytest.mark.parametrize("login_view", [None, "sign_in"])
-def test_the_page_leads_to_the_hosts_sign_in_where_somebody_must_be(tmp_path: Path, login_view: str | None) -> None:
-    app = bare(tmp_path, FLASKCHAT_IDENTITY_REQUIRED=True)
-    app.add_url_rule("/sign-in", "sign_in", lambda: "who are you?")
-    manager = LoginManager(app)
-    manager.user_loader(User)
-    manager.login_view = login_view
-    FlaskChat(app)
-    client = app.test_client()
-    page = client.get("/chat/c/c_1")
-    if login_view is None:
-        assert (page.status_code, page.content_type) == (401, "application/problem+json")
-    else:
-        assert (page.status_code, page.location) == (302, "/sign-in?next=%2Fchat%2Fc%2Fc_1")
-    assert client.get("/chat/models").status_code == 401, "a program is told so"
