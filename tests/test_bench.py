@@ -56,6 +56,8 @@ class Command:
             [sys.executable, "-m", "flask", "--app", app, "chat", "bench", *options],
             cwd=self.folder if app == "project" else ROOT, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # as at a terminal: whoever is started in the background by a shell is made deaf to it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *options: str, app: str = "project") -> tuple[str, str]:

@@ -274,10 +274,13 @@ def test_a_restart_under_systemd_s_socket_refuses_no_connection_and_is_over_in_s
 def activated(held: socket.socket, data: Path, log: Path) -> subprocess.Popen[bytes]:
     """Start it with a listening socket, as systemd hands one over: descriptor 3, and two variables that say so."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    script = f'exec 3<&{held.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$1"'
+    become = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); os.execv(sys.executable, sys.argv[2:])"
+    )
     with log.open("ab") as output:
         return subprocess.Popen(
-            ["/bin/sh", "-c", script, sys.executable, str(DEPLOY / "start.py")],
+            [sys.executable, "-c", become, str(held.fileno()), sys.executable, str(DEPLOY / "start.py")],
             env={**kept, "FLASKCHAT_DATA": str(data), "FLASKCHAT_MODEL": "guide"},
             stdout=output, stderr=output, pass_fds=[held.fileno()],
         )  # fmt: skip

@@ -227,12 +227,12 @@ for kind, (mine, _) in pairs.items():
 for _, theirs in pairs.values():
     theirs.send(b"x")
 poller.wait(5)
-assert poller.ready() == [READ], "bytes are no hang-up"
-assert poller.ready() == [READ], "as long as they are not read"
+assert poller.ready() == [(READ, False)], "bytes are no hang-up"
+assert poller.ready() == [(READ, False)], "as long as they are not read"
 pairs[READ][0].recv(1)
 pairs[HANGUP][1].close()
 poller.wait(5)
-assert poller.ready() == [HANGUP]
+assert poller.ready() == [(HANGUP, True)]
 for kind in pairs:
     poller.unregister(pairs[kind][0].fileno())
 poller.unregister(pairs[READ][0].fileno())
@@ -286,7 +286,7 @@ def test_a_descriptor_s_number_that_is_used_again_belongs_to_the_new_owner() -> 
     read, write = os.pipe()
     poller.register(read, READ, "old")
     os.write(write, b"x")
-    assert poller.ready() == ["old"]
+    assert poller.ready() == [("old", False)]
     poller.unregister(read)
     os.close(read)
     os.close(write)
@@ -294,7 +294,7 @@ def test_a_descriptor_s_number_that_is_used_again_belongs_to_the_new_owner() -> 
     assert read in (again, other)
     poller.register(again, HANGUP, "new")
     os.close(other)
-    assert poller.ready() == ["new"]
+    assert poller.ready() == [("new", True)]
     poller.unregister(again)
     os.close(again)
     poller.close()

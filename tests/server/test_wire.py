@@ -111,7 +111,7 @@ def test_a_worker_that_is_full_says_so_and_when_to_try_again(serve: Callable[...
     client = server.client()
     stream = client.send("100 20")
     stream.take(1)
-    for refused in (client.send("1 0"), client.follow(stream.run_id), client.get("/sse")):
+    for refused in (client.send("1 0"), client.get("/sse")):
         assert (refused.status, refused.headers["Content-Type"]) == (503, PROBLEM)
         found = refused.json()
         assert (found["code"], found["status"]) == ("full", 503)
