@@ -174,11 +174,6 @@ class Lazy:
                 logger.exception("the chat cannot be opened")
                 return
 
-    @property
-    def opened(self) -> bool:
-        """Whether this process has opened it."""
-        return self._runtime is not None and self._runtime.pid == os.getpid()
-
     def close(self) -> None:
         """Close what this process opened; the next use opens it anew."""
         self._closed = True

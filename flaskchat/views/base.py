@@ -168,7 +168,8 @@ def notice_sign_out(response: Response) -> Response:
     is now. A session that lies in the browser is the reason: nothing on the server's side says later that it is void.
     """
     state = current_state()
-    if not (state.lazy.opened and current_app.config["SESSION_COOKIE_NAME"] in request.cookies and session.modified):
+    # Also in a worker that has served no chat yet: the streams may be another's.
+    if not (current_app.config["SESSION_COOKIE_NAME"] in request.cookies and session.modified):
         return response
     try:
         left = state.identity.left(request.environ, session._get_current_object())  # type: ignore[attr-defined]

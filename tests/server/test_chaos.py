@@ -24,11 +24,11 @@ def chaos(*arguments: object) -> str:
 
 @pytest.mark.parametrize("seed", [20, None], ids=["20", "of its own"])
 def test_two_workers_survive_random_faults_without_a_violation(seed: int | None, long: bool) -> None:
-    """20 seconds with 40 clients from one seed; in the long form 300 seconds with 300, from a seed of its own too.
+    """15 seconds with 40 clients from one seed; in the long form 300 seconds with 300, from a seed of its own too.
 
     How soon a dead worker's runs end is held by a test of its own: here other tests may have the processors.
     """
-    seconds, clients = (300, 300) if long else (20, 40)
+    seconds, clients = (300, 300) if long else (15, 40)
     if seed is None:
         if not long:
             return  # what fails once in a hundred seeds is to be found by whoever looks for it

@@ -148,6 +148,17 @@ def test_a_stream_of_somebody_who_stays_is_not_ended(guarded: Callable[..., Serv
         assert data, "it ended"
 
 
+def test_a_worker_that_has_served_no_chat_yet_tells_the_others_of_a_sign_out(guarded: Callable[..., Server]) -> None:
+    server = guarded("session")
+    browser = Browser(server)
+    browser.go("/login/ada")
+    stream = browser.send("x", model="silent")
+    stream.take(2)
+    fresh = next(pid for pid in server.workers() if pid != stream.worker)
+    assert browser.get("/logout", connection=browser.connect_to(fresh)).status == 200
+    ended([stream])
+
+
 def test_on_another_device_the_same_user_comes_back_by_itself(guarded: Callable[..., Server]) -> None:
     """Their stream ends as well, and their browser's next request finds them signed in."""
     server = guarded("session")
