@@ -1,7 +1,8 @@
 """The OpenAPI document against the server that it describes: no 5xx, no status and no shape that it does not name.
 
 As the owner of what the ids name, as a stranger, and as nobody where somebody must be signed in. The short form makes
-a few hundred requests of each, the long form some thousand; which ones, a printed seed says.
+a few hundred requests of each, the long form some thousand; which ones, a printed seed says. Only in the long form it
+differs from run to run.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def test_no_request_is_answered_with_what_the_document_does_not_say(
     stranger = Client(server.port)
     stranger.get("/").close()
     cookie = {"owner": owner.cookie, "stranger": stranger.cookie, "anonymous": ""}[who]
-    seed = random.randrange(1 << 32)
+    seed = random.randrange(1 << 32) if long else 1
     print(f"seed {seed}")
     command = [
         str(Path(sys.executable).with_name("schemathesis")), "run", str(described_for(server, tmp_path, ids)),
