@@ -76,7 +76,8 @@ def test_the_cookie_is_secure_over_https_and_where_the_host_says_so(tmp_path: Pa
     [
         lambda good: "",
         lambda good: "me",
-        lambda good: good[:-1] + ("A" if good[-1] != "A" else "B"),
+        # not the last character: some of its bits mean nothing
+        lambda good: good[:-9] + ("A" if good[-9] != "A" else "B") + good[-8:],
         lambda good: good.replace(".", "", 1),
         lambda good: good.partition(".")[0],
         lambda good: good.partition(".")[0] + "..",
