@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -166,6 +167,8 @@ def test_a_request_that_is_no_http_does_no_harm(gunicorn: Server) -> None:
     for sent in (wrong_length, b"\x16\x03\x01\x00", b"GET /" + b"a" * 9000):
         with socket.create_connection(("127.0.0.1", gunicorn.port), timeout=10) as sock:
             sock.sendall(sent)
-            sock.shutdown(socket.SHUT_WR)
-            assert b" 200 " not in sock.recv(65536)
+            # gunicorn may have refused it and hung up already: then there is nothing left to shut or to read.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+                assert b" 200 " not in sock.recv(65536)
     assert gunicorn.client().get("/healthz").status == 200
