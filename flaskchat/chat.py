@@ -199,6 +199,6 @@ def delete(runtime: Runtime, owner: str, conversation_id: str) -> None:
         for run_id in running:
             runtime.runs.stop(run_id, owner)
         stopped.update(running)
-        running = forget.conversation(runtime.database, conversation_id, owner, stopped)
+        running = forget.conversation(runtime.database, runtime.pump.log, conversation_id, owner, stopped)
         if not running:
             return

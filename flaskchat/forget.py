@@ -14,15 +14,12 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from .log.base import Append
-from .log.journal import VERSION, decode_row, encode_row
+from .log.base import Log
 from .store import change, usage
 from .store.engine import Database
-from .store.schema import conversations, journal, runs
+from .store.schema import conversations, runs
 
 DAY = 86400.0
-ROWS = 500
-"""Rows of the journal that are looked through in one transaction."""
 OLD = 50
 """Old conversations that are deleted in one transaction."""
 
@@ -30,10 +27,12 @@ OLD = 50
 class Deleted(NamedTuple):
     runs: list[str]
     first_row: int
-    """Of the journal: no older one is about these runs."""
+    """Of the log: no older one is about these runs."""
 
 
-def conversation(database: Database, conversation_id: str, owner: str, stopped: Collection[str] = ()) -> list[str]:
+def conversation(
+    database: Database, log: Log, conversation_id: str, owner: str, stopped: Collection[str] = ()
+) -> list[str]:
     """Delete a conversation of this owner's, unless a reply is being written in it.
 
     A question may have been sent into it after the others were stopped. Nobody would see its run any more, and the
@@ -50,7 +49,7 @@ def conversation(database: Database, conversation_id: str, owner: str, stopped: 
 
     further, deleted = database.write(delete)
     if deleted is not None:
-        _scrub(database, deleted)
+        log.forget(deleted.runs, deleted.first_row)
         database.forget()
     return further
 
@@ -89,24 +88,3 @@ def _delete(c: Connection, which: sa.ColumnElement[bool]) -> Deleted | None:
     theirs = c.execute(sa.select(runs.c.id, runs.c.first_row).where(runs.c.conversation_id.in_(ids))).all()
     c.execute(sa.delete(conversations).where(conversations.c.id.in_(ids)))
     return Deleted([row.id for row in theirs], min((row.first_row for row in theirs), default=0))
-
-
-def _scrub(database: Database, deleted: Deleted) -> None:
-    """Take what the deleted runs got out of the journal's rows. Who follows it has seen them, or needs them no more."""
-    at: int | None = deleted.first_row
-    names = {run_id.encode(): run_id for run_id in deleted.runs}
-    while at is not None and names:
-        at = database.write(lambda c, after=at: _scrub_some(c, names, after))  # type: ignore[misc]
-
-
-def _scrub_some(c: Connection, names: dict[bytes, str], after: int) -> int | None:
-    """:returns: after which row to go on; None when that was the last."""
-    select = sa.select(journal.c.id, journal.c.version, journal.c.data).where(journal.c.id > after)
-    rows = c.execute(select.order_by(journal.c.id).limit(ROWS)).all()
-    for row in rows:
-        found = {run_id for name, run_id in names.items() if name in row.data}
-        if found and row.version == VERSION:
-            entries = decode_row(row.version, row.data)
-            kept = [entry for entry in entries if type(entry) is not Append or entry.run_id not in found]
-            c.execute(sa.update(journal).where(journal.c.id == row.id).values(data=encode_row(kept)))
-    return rows[-1].id if len(rows) == ROWS else None

@@ -73,7 +73,7 @@ class Visitor:
         return (
             self.owner == leave.owner
             and leave.run_id in ("", run_id)
-            and self.since < leave.asked_at
+            and self.since < leave.here()
             and self.entered
         )
 

@@ -76,6 +76,7 @@ class Pump:
         self.live = live
         self._lease = lease
         self.poller = Poller()
+        log.on_news = self.poller.ring
         self.feeds: dict[str, Feed] = {}
         self.checks: list[Callable[[float], None]] = []
         """Called with the monotonic time every `check_period` seconds: deadlines, heartbeats, the drain."""
@@ -223,10 +224,10 @@ class Pump:
             return 0.0
         if self._touched or self._again:
             return STOP_POLL if self.unavailable_since is not None else 0.0
-        if self.live.watchers:
+        if not self.log.tells and self.live.watchers:
             return TICK
         if self.feeds:
-            return min(STOP_POLL, self._check_period)
+            return self._check_period if self.log.tells else min(STOP_POLL, self._check_period)
         return self._check_period if self.busy() else IDLE
 
     def _tick(self, now: float) -> None:

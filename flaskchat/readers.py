@@ -32,13 +32,12 @@ from .errors import NotFound, Unavailable
 from .feed import Feed
 from .limits import Limits, Visitor, bound
 from .live import CHUNK, Live, LiveRun
-from .log.base import Leave, LogUnavailable
+from .log.base import Leave, LogUnavailable, clock
 from .models import Reset
 from .pump import Pump
 from .reader import Reader
 from .replay import Replay
 from .store.sql import Store
-from .sweep import announce
 
 KEEP_ENDED = 10.0
 """Seconds another worker's ended run stays in memory for readers that come back."""
@@ -163,14 +162,14 @@ class Readers:
 
     def _make_room(self, run_id: str, visitor: Visitor) -> None:
         """End the oldest stream that follows a run for this visitor's owner, here or on another worker."""
-        leave = Leave(visitor.owner, run_id, visitor.since)
+        leave = Leave(visitor.owner, run_id, visitor.since, clock())
         if not self._leave_asked(leave):
-            self._store.database.write(lambda c: c.execute(announce(leave)))
+            self.pump.log.announce(leave)
 
     def _leave_asked(self, leave: Leave) -> bool:
         """:returns: whether there was a stream of those that are to end."""
         if not leave.run_id:
-            self._signed_out[leave.owner] = leave.asked_at
+            self._signed_out[leave.owner] = leave.here()
         meant = [reader for reader in self._open if reader.visitor.meant(leave, reader.run.run_id)]
         meant.sort(key=lambda reader: reader.visitor.since)
         for reader in meant[:1] if leave.run_id else meant:
@@ -192,9 +191,9 @@ class Readers:
 
         :raises Unavailable: the other workers could not be told.
         """
-        leave = Leave(owner, "", time.monotonic())
+        leave = Leave(owner, "", time.monotonic(), clock())
         self._leave_asked(leave)
-        self._store.database.write(lambda c: c.execute(announce(leave)))
+        self.pump.log.announce(leave)
 
     def _prepare(self, reader: Reader, sock: Any) -> None:
         bound(sock, send_buffer=self._send_buffer, stall=self._stall)

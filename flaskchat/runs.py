@@ -18,7 +18,7 @@ from .config import Settings
 from .errors import ModelBusy, ModelError, ModelTimeout, ModelUnreachable, NotFound, ReplyNotKept, Unavailable
 from .feed import Feed
 from .live import Live, LiveRun
-from .log.base import Stop
+from .log.base import Stop, clock
 from .models import Interrupted, Request, Stopped, Terminal
 from .providers.base import Provider
 from .pump import Pump
@@ -26,7 +26,7 @@ from .readers import Readers
 from .store.base import Begun, Command, Fenced, Lease, RunRow
 from .store.lease import Holding
 from .store.sql import Store
-from .sweep import WORKER_LOST, announce
+from .sweep import WORKER_LOST
 from .titles import Titles
 
 logger = logging.getLogger("flaskchat")
@@ -253,7 +253,7 @@ class Runs:
         while row.state == "running" and time.monotonic() - asked_at < STOP_PATIENCE:
             feed = self._pump.feeds.get(run_id)
             if feed is None and not asked:
-                self._ask(Stop(run_id, asked_at))
+                self._pump.log.announce(Stop(run_id, asked_at, clock()))
                 asked = True
             run = feed.live if feed is not None else self._readers.bring(run_id)
             ended = _Ended(run)
@@ -267,10 +267,6 @@ class Runs:
             row = self._row(run_id, owner)
         return row
 
-    def _ask(self, stop: Stop) -> None:
-        """Put a Stop into the journal, for the worker that has the run."""
-        self._store.database.write(lambda c: c.execute(announce(stop)))
-
     def _row(self, run_id: str, owner: str) -> RunRow:
         row = self._store.run(run_id, owner)
         if row is None:
@@ -281,9 +277,9 @@ class Runs:
         feed = self._pump.feeds.get(stop.run_id)
         if feed is not None:
             # Not in the pump's own task: closing a generator may wait a moment.
-            tasks.spawn(self.end, feed, Stopped(), stop.asked_at)
+            tasks.spawn(self.end, feed, Stopped(), stop.here())
         else:
-            self._early_stops[stop.run_id] = stop.asked_at
+            self._early_stops[stop.run_id] = stop.here()
 
     def fenced(self, lease: Lease) -> None:
         """The lease is lost: forget what was under it, and take another."""

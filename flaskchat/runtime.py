@@ -66,8 +66,9 @@ class Runtime:
         self.limits = Limits(settings, self.places)
         self.live = Live(settings.live_bytes)
         self.holding = Holding()
+        log = Journal(self.database)
         self.pump = Pump(
-            Journal(self.database),
+            log,
             self.live,
             lambda: self.holding.lease,
             check_period=min(0.5, max(0.02, settings.heartbeat / 5)),
@@ -80,7 +81,7 @@ class Runtime:
         self.rechecks = Rechecks(self.readers, still or (lambda environ, owner: True))
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
-            self.database, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim,
+            self.database, log, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim,
             chores=lambda: forget.chores(self.database, settings.retention_days),
         )  # fmt: skip
         self.pump.checks.append(self._check)

@@ -1,4 +1,4 @@
-"""The sweep: every worker renews its lease, ends the runs of workers that are gone, and keeps the journal short.
+"""The sweep: every worker renews its lease, ends the runs of workers that are gone, and keeps the log short.
 
 Deliberate choices; do not change one without reading why:
 
@@ -9,16 +9,12 @@ Deliberate choices; do not change one without reading why:
  3. A worker is gone after GONE_AFTER such rounds: 10 to 12 seconds, with the ending inside the 15 that are promised.
  4. Taking over deletes the lease's row, in the same breath as checking that its counter still stands. What the old
     owner appends later is refused by the log, because the row it names is not there any more.
- 5. Rows leave the journal only when no running run began before them and KEEP seconds have passed, so that a
-    follower which was held up finds them.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -29,31 +25,19 @@ from sqlalchemy.engine import Connection, Row
 from . import sse, tasks
 from .errors import Unavailable
 from .feed import encode_parts
-from .log.base import Append, Entry
-from .log.journal import VERSION, decode_row, encode_row
+from .log.base import Append, Log
 from .models import Interrupted, Start
 from .replay import Replay
-from .store import finish
 from .store.base import Ending, Lease
 from .store.engine import Database
 from .store.lease import Holding
-from .store.schema import conversations, journal, runs, workers
+from .store.schema import conversations, runs, workers
 
 logger = logging.getLogger("flaskchat")
 
 ROUND = 2.0
 GONE_AFTER = 5
 CHORES = 600
-KEEP = 30.0
-PRUNE_ROWS = 2000
-CONTROL = "control"
-"""Rows of the journal under this name are for everybody, also for the worker that wrote them."""
-
-
-def announce(entry: Entry) -> sa.Insert:
-    """The statement that puts an entry for everybody into the journal."""
-    return sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row([entry]))
-
 
 WORKER_LOST = "The server that was writing this reply went away. What it had written is kept."
 
@@ -62,8 +46,9 @@ class Sweeper:
     """One per worker, in a task of its own."""
 
     def __init__(
-        self, database: Database, holding: Holding, *, busy: Callable[[], bool], on_fenced: Callable[[Lease], None],
-        claim: Callable[[], None] = lambda: None, chores: Callable[[], None] = lambda: None,
+        self, database: Database, log: Log, holding: Holding, *, busy: Callable[[], bool],
+        on_fenced: Callable[[Lease], None], claim: Callable[[], None] = lambda: None,
+        chores: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """:param busy: whether this worker has runs, and so a lease to renew.
         :param on_fenced: called when the lease turns out to be lost.
@@ -71,6 +56,7 @@ class Sweeper:
         :param claim: called every round while the lease is held, so that no run under it is nobody's.
         """
         self._database = database
+        self._log = log
         self._holding = holding
         self._busy = busy
         self._on_fenced = on_fenced
@@ -78,7 +64,6 @@ class Sweeper:
         self._chores = chores
         self._still: dict[tuple[str, int], tuple[int, int]] = {}
         """Of each other lease: its counter, and for how many rounds it has stood there."""
-        self._marks: deque[tuple[float, int]] = deque()
         self._end = tasks.Event()
         self._task: tasks.Task | None = None
 
@@ -106,7 +91,11 @@ class Sweeper:
     def round(self) -> None:
         """:raises Unavailable: the database could not be written."""
         lease = self._holding.lease
-        if not self._holding.registered and not self._database.read(lambda c: self._anything(c, lease)):
+        if not (
+            self._holding.registered
+            or self._database.read(lambda c: self._anything(c, lease))
+            or not self._log.empty()
+        ):
             self._still.clear()
             self._database.checkpoint()
             return
@@ -115,17 +104,28 @@ class Sweeper:
             self._claim()
         else:
             self._on_fenced(lease)
-        past = self._database.read(lambda c: past_of(c, orphans)) if orphans else {}
+        past = self._log.past(orphans) if orphans else {}
         for run_id, frames in past.items():
-            if self._database.write(lambda c, run_id=run_id, frames=frames: end_orphan(c, run_id, frames)):  # type: ignore[misc]
+            if self._end_orphan(run_id, frames):
                 logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
-        self._prune()
+        self._log.prune()
         self._database.checkpoint()
+
+    def _end_orphan(self, run_id: str, frames: list[bytes]) -> bool:
+        """End one run whose worker is gone, with the text that is in the log.
+
+        :returns: whether it was still to be ended.
+        """
+        row = self._database.read(lambda c: c.execute(_RUN, {"run": run_id}).first())
+        if row is None:
+            return False
+        ending, last = orphan_ending(row, frames)
+        append = Append(run_id, len(frames) + 1, last, True)
+        return self._log.end(Lease(row.worker_id, row.epoch), ending, append)
 
     def _anything(self, c: Connection, lease: Lease) -> bool:
         others = sa.select(workers.c.id).where(workers.c.id != lease.worker_id).exists()
-        rows = sa.select(journal.c.id).exists()
-        return bool(c.execute(sa.select(sa.or_(others, rows, _orphans().exists()))).scalar())
+        return bool(c.execute(sa.select(sa.or_(others, _orphans().exists()))).scalar())
 
     def _count(self, c: Connection) -> tuple[bool, list[str]]:
         held = True
@@ -145,25 +145,6 @@ class Sweeper:
         self._still = seen
         return held, [row.id for row in c.execute(_orphans()).all()]
 
-    def _prune(self) -> None:
-        now = time.monotonic()
-        newest = self._database.read(lambda c: c.execute(sa.select(sa.func.max(journal.c.id))).scalar())
-        if newest is None:
-            return
-        self._marks.append((now, newest))
-        mark = None
-        while self._marks and now - self._marks[0][0] > KEEP:
-            mark = self._marks.popleft()[1]
-        if mark is not None:
-            self._database.write(lambda c: self._delete(c, mark))
-
-    @staticmethod
-    def _delete(c: Connection, mark: int) -> None:
-        first = c.execute(sa.select(sa.func.min(runs.c.first_row)).where(runs.c.state == "running")).scalar()
-        until = mark if first is None else min(mark, first)
-        old = sa.select(journal.c.id).where(journal.c.id <= until).order_by(journal.c.id).limit(PRUNE_ROWS)
-        c.execute(sa.delete(journal).where(journal.c.id.in_(old)))
-
 
 def _orphans() -> sa.Select[Any]:
     """Running runs whose lease is not there any more."""
@@ -171,46 +152,11 @@ def _orphans() -> sa.Select[Any]:
     return sa.select(runs.c.id).where(runs.c.state == "running", ~sa.exists().where(owner))
 
 
-def past_of(c: Connection, run_ids: list[str]) -> dict[str, list[bytes]]:
-    """The events of runs whose worker is gone, as far as they came; nothing is added to them any more.
-
-    Read once for all, and not within the transactions that end them: each row holds a tick of all runs of a worker.
-    """
-    began = c.execute(sa.select(runs.c.id, runs.c.worker_id, runs.c.first_row).where(runs.c.id.in_(run_ids))).all()
-    past: dict[str, list[bytes]] = {row.id: [] for row in began}
-    rows = (
-        sa.select(journal.c.version, journal.c.data)
-        .where(journal.c.worker_id.in_({row.worker_id for row in began}))
-        .where(journal.c.id > min((row.first_row for row in began), default=0))
-        .order_by(journal.c.id)
-    )
-    for version, data in c.execute(rows):
-        for entry in decode_row(version, data):
-            if type(entry) is Append and entry.run_id in past:
-                frames = past[entry.run_id]
-                skip = len(frames) + 1 - entry.seq
-                if skip >= 0:  # else a damaged row lies between: what comes after it has no place any more
-                    frames.extend(entry.frames[skip:])
-    return past
-
-
-def end_orphan(c: Connection, run_id: str, frames: list[bytes]) -> bool:
-    """End one run whose worker is gone, with the text that is in the log. One transaction.
-
-    :returns: whether it was still to be ended.
-    """
-    row = c.execute(
-        sa.select(runs, conversations.c.title)
-        .join(conversations, conversations.c.id == runs.c.conversation_id)
-        .where(runs.c.id.in_(_orphans().where(runs.c.id == run_id)))
-    ).first()
-    if row is None:
-        return False
-    ending, last = orphan_ending(row, frames)
-    entries: list[Entry] = [Append(run_id, len(frames) + 1, last, True)]
-    c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row(entries)))
-    finish.write(c.connection.driver_connection, Lease(row.worker_id, row.epoch), ending)
-    return True
+_RUN = (
+    sa.select(runs, conversations.c.title)
+    .join(conversations, conversations.c.id == runs.c.conversation_id)
+    .where(runs.c.id == sa.bindparam("run"), runs.c.state == "running")
+)
 
 
 def orphan_ending(row: Row[Any], frames: list[bytes]) -> tuple[Ending, list[bytes]]:

@@ -130,6 +130,9 @@ class CrashingLog:
     def __init__(self, worker: Worker) -> None:
         self._worker, self._log = worker, worker.runtime.pump.log
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         if entries:
             self._worker.passes("before an append")
@@ -208,7 +211,7 @@ class Worker:
         if feed is not None:
             self.runtime.runs.end(feed, Stopped(), time.monotonic())
         else:
-            self.runtime.runs._ask(Stop(run_id, time.monotonic()))
+            self.runtime.pump.log.announce(Stop(run_id, time.monotonic()))
 
     def kill(self) -> None:
         """No lease is given back and nobody is told."""

@@ -38,7 +38,7 @@ class Rooms:
         self.live: dict[str, list[bytes]] = {}
         self.fenced: list[Lease] = []
         self.sweeper = sweep.Sweeper(
-            self.database, self.holding, busy=lambda: bool(self.live), on_fenced=self.fenced.append
+            self.database, self.journal, self.holding, busy=lambda: bool(self.live), on_fenced=self.fenced.append
         )
 
     def begin(self, text: str = "Hi", **more: Any) -> Begun:

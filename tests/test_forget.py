@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from flaskchat import forget
+from flaskchat.log import rows
 from flaskchat.log.base import Append
-from flaskchat.log.journal import decode_row
+from flaskchat.log.rows import decode_row
 from flaskchat.store.schema import conversations, journal
 from flaskchat.testing import ChatClient
 from tests.hosts import host
@@ -84,7 +84,7 @@ def test_the_journal_keeps_what_others_were_sent(tmp_path: Path) -> None:
 
 
 def test_a_long_journal_is_looked_through_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forget, "ROWS", 2)
+    monkeypatch.setattr(rows, "FORGET_ROWS", 2)
     app = host(tmp_path)
     with ChatClient(app) as chat:
         for _ in range(3):
@@ -94,9 +94,9 @@ def test_a_long_journal_is_looked_through_bit_by_bit(tmp_path: Path, monkeypatch
             chat.ask("other")
         chat.client.delete(f"/chat/conversations/{reply.conversation_id}")
         database = app.extensions["flaskchat"].runtime.database
-        rows = database.read(lambda c: c.execute(sa.select(journal.c.data)).scalars().all())
-        assert not any(reply.run_id.encode() in row for row in rows)
-        assert len(rows) >= 7
+        found = database.read(lambda c: c.execute(sa.select(journal.c.data)).scalars().all())
+        assert not any(reply.run_id.encode() in row for row in found)
+        assert len(found) >= 7
 
 
 # -- retention ---------------------------------------------------------------------------------------------------------

@@ -12,11 +12,10 @@ import sqlalchemy as sa
 
 from flaskchat import sse
 from flaskchat.log.base import Append, LogUnavailable, Stop
-from flaskchat.log.journal import VERSION, encode_row
+from flaskchat.log.rows import CONTROL, VERSION, encode_row
 from flaskchat.models import Done
 from flaskchat.store.base import Fenced, Lease
 from flaskchat.store.schema import conversations, journal
-from flaskchat.sweep import CONTROL
 from tests.rooms import Rooms, ending_of, worker_rooms
 
 

@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from flaskchat import sse, sweep, tasks
 from flaskchat.errors import ModelRaised, Unavailable
-from flaskchat.log import journal
+from flaskchat.log import journal, rows
 from flaskchat.models import Delta, Done
 from flaskchat.store.base import Command
 from tests.machine import OWNER, POINTS, Backend, Crash, Following, Models, Run, SQLite, Worker
@@ -379,7 +379,7 @@ def test_whatever_happens_between_commit_and_wake_the_promises_hold(
 ) -> None:
     """30 histories of at most 30 steps, always the same; in the long form 3,000 of at most 80, each time others."""
     monkeypatch.setattr(tasks, "spawn", lambda function, *args, name="": function(*args))
-    monkeypatch.setattr(sweep, "KEEP", 0.0)
+    monkeypatch.setattr(rows, "KEEP", 0.0)
     monkeypatch.setattr(sweep, "GONE_AFTER", GONE_AFTER)
     monkeypatch.setattr(journal, "BUSY_MS", 1)
     machine = type("Machine", (Hosts,), {"make": make, "home": tmp_path})

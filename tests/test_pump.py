@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,7 +23,10 @@ from flaskchat.store.base import Begun, Ending, Fenced, Lease
 class Memory:
     """A log that does what it is told."""
 
+    tells = False
+
     def __init__(self) -> None:
+        self.on_news: Callable[[], None] = lambda: None
         self.appended: list[tuple[str, Append]] = []
         self.endings: list[Ending] = []
         self.held: set[str] = {"w_1"}

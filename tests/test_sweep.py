@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from flaskchat import sse, sweep
 from flaskchat.errors import Unavailable
+from flaskchat.log import rows
 from flaskchat.log.base import Append
 from flaskchat.models import Delta
 from flaskchat.store.base import Fenced
@@ -241,7 +242,7 @@ def test_a_refused_command_leaves_no_lease_behind_that_is_missed_later(
 
 @pytest.fixture
 def no_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "KEEP", 0.0)
+    monkeypatch.setattr(rows, "KEEP", 0.0)
 
 
 def prune(rooms: Rooms) -> None:
@@ -300,7 +301,7 @@ def test_ids_go_on_growing_after_the_journal_was_emptied(two: tuple[Rooms, Rooms
 def test_the_journal_does_not_grow_for_ever_under_a_stream_of_short_runs(
     make: Callable[[], Rooms], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "KEEP", 0.05)
+    monkeypatch.setattr(rows, "KEEP", 0.05)
     worker = make()
     most = 0
     for number in range(60):
@@ -339,8 +340,8 @@ def test_the_log_is_read_once_for_all_orphans(two: tuple[Rooms, Rooms], monkeypa
             known.append(frame)
         lost.journal.turn(lost.holding.lease, entries, [])
     decoded: list[int] = []
-    decode = sweep.decode_row
-    monkeypatch.setattr(sweep, "decode_row", lambda version, data: decoded.append(1) or decode(version, data))
+    decode = rows.decode_row
+    monkeypatch.setattr(rows, "decode_row", lambda version, data: decoded.append(1) or decode(version, data))
     count_out(other)
     assert len(decoded) == 20 + 50
     for one in begun:

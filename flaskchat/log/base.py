@@ -1,11 +1,16 @@
 """What a log is: a place where events of live runs are kept before anybody is sent them.
 
-All its calls may wait; the pump makes them off the hub. The log trusts its caller that seqs of a run are dense and
-from 1; what it checks is the lease: an owner that has been taken over can append nothing more.
+The log trusts its caller that seqs of a run are dense and from 1; what it checks is the lease: an owner that has been
+taken over can append nothing more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -23,25 +28,48 @@ class Append(msgspec.Struct, array_like=True, tag="a", frozen=True, gc=False):
     ended: bool = False
 
 
+@functools.cache
+def clock() -> str:
+    """Names the clock that `time.monotonic` reads: the same for all processes of a host until it is booted again."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""  # not Linux: one host is assumed
+
+
+def _here(asked_at: float, its_clock: str) -> float:
+    return asked_at if its_clock in ("", clock()) else time.monotonic()
+
+
 class Stop(msgspec.Struct, array_like=True, tag="s", frozen=True, gc=False):
-    """Somebody asked that the run be stopped. `asked_at` is the host's monotonic clock, in seconds."""
+    """Somebody asked that the run be stopped. `asked_at` is their host's monotonic clock, in seconds."""
 
     run_id: str
     asked_at: float
+    clock: str = ""
+
+    def here(self) -> float:
+        """When it was asked, by this host's clock; another's says nothing here, so that it is now."""
+        return _here(self.asked_at, self.clock)
 
 
 class Leave(msgspec.Struct, array_like=True, tag="l", frozen=True, gc=False):
     """Streams that are to end: those of an owner, or the oldest one that follows a run for them, on whatever worker.
-    Only what was there before `asked_at` is meant (the host's monotonic clock, in seconds).
+    Only what was there before `asked_at` is meant (their host's monotonic clock, in seconds).
     """
 
     owner: str
     run_id: str
     """Empty: all of the owner's streams."""
     asked_at: float
+    clock: str = ""
+
+    def here(self) -> float:
+        """As `Stop.here`."""
+        return _here(self.asked_at, self.clock)
 
 
-Entry = Append | Stop | Leave
+Control = Stop | Leave
+Entry = Append | Control
 
 
 class LogUnavailable(FlaskChatError):
@@ -49,6 +77,15 @@ class LogUnavailable(FlaskChatError):
 
 
 class Log(Protocol):
+    """One worker's side of it. `turn`, `follow` and `read` are the pump's: one call at a time, off the hub. The others
+    may be called by any task, and wait as the store's calls do.
+    """
+
+    tells: bool
+    """Whether `on_news` is called for all that others append. Otherwise somebody who waits looks again each tick."""
+    on_news: Callable[[], None]
+    """Called when others may have appended something; from whatever thread."""
+
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         """Append what one tick brought and, for runs that ended, finish them in the store: all of it or nothing. Then
         return what others have appended since the last turn.
@@ -66,9 +103,50 @@ class Log(Protocol):
         """
 
     def read(self, run_id: str) -> list[Append]:
-        """One run's entries, oldest first: for a reader that is behind what memory holds, and for a takeover.
+        """One run's entries, oldest first: for a reader that is behind what memory holds.
 
         :raises LogUnavailable: call again.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of what the pump's calls have opened."""
+
+    def announce(self, entry: Control) -> None:
+        """Tell all workers, this one as well.
+
+        :raises Unavailable:
+        """
+
+    def past(self, run_ids: Collection[str]) -> dict[str, list[bytes]]:
+        """The events of runs whose worker is gone, as far as they came; nothing is added to them any more.
+
+        :returns: the frames by run; a run that the store does not know any more is left out.
+        :raises Unavailable:
+        """
+
+    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
+        """End a run whose worker is gone: finish it in the store, and append what its log lacks.
+
+        :param lease: under which it was begun.
+        :returns: False when somebody else has ended it.
+        :raises Unavailable:
+        """
+
+    def empty(self) -> bool:
+        """Whether nothing is there that `prune` would have to look at.
+
+        :raises Unavailable:
+        """
+
+    def prune(self) -> None:
+        """Remove what nobody can need any more; called every now and then.
+
+        :raises Unavailable:
+        """
+
+    def forget(self, run_ids: Collection[str], first_row: int) -> None:
+        """Take out what these runs have got: they are deleted.
+
+        :param first_row: the smallest of theirs in the store.
+        :raises Unavailable:
+        """

@@ -15,11 +15,9 @@ Deliberate choices; do not change one without reading why:
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import msgspec
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
@@ -27,17 +25,11 @@ from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Database
 from .base import Append, Entry, LogUnavailable
-
-logger = logging.getLogger("flaskchat")
+from .rows import VERSION, Rows, decode_row, encode_row, pick
 
 T = TypeVar("T")
 
-VERSION = 1
-"""Of the rows' format. Rows of a version we do not know are passed over."""
 BUSY_MS = 100
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode: Callable[[bytes], list[Entry]] = msgspec.msgpack.Decoder(list[Entry]).decode
 
 _APPEND = """
 INSERT INTO flaskchat_journal (worker_id, version, data)
@@ -48,26 +40,14 @@ SELECT id, version, CASE worker_id WHEN ? THEN NULL ELSE data END FROM flaskchat
 """  # our own rows are not brought back from the file
 
 
-def encode_row(entries: list[Entry]) -> bytes:
-    return _encode(entries)
+class Journal(Rows):
+    """For the tick, one connection, used by one caller at a time (the pump)."""
 
-
-def decode_row(version: int, data: bytes) -> list[Entry]:
-    """What a row holds. Never raises: whoever reads has just appended, and must not be told that it failed."""
-    if version != VERSION:
-        return []
-    try:
-        return _decode(data)
-    except msgspec.DecodeError:
-        logger.exception("a row of the log is damaged; what it held is missing")
-        return []
-
-
-class Journal:
-    """One connection, used by one caller at a time (the pump)."""
+    tells = False
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
+        self.on_news: Callable[[], None] = lambda: None
         self._connection: Connection | None = None
         self._raw: Any = None
         self._cursor = 0
@@ -103,7 +83,7 @@ class Journal:
         if entries:
             assert lease is not None
             self._worker_id = lease.worker_id
-            row = (lease.worker_id, VERSION, _encode(entries), lease.worker_id, lease.epoch)
+            row = (lease.worker_id, VERSION, encode_row(entries), lease.worker_id, lease.epoch)
             if not endings:
                 if raw.execute(_APPEND, row).rowcount != 1:
                     raise Fenced(lease.worker_id)
@@ -162,11 +142,3 @@ class Journal:
             self._connection.close()
         self._connection = self._raw = None
         self._seen_version = -1
-
-
-def pick(run_id: str, rows: Iterable[tuple[int, bytes]]) -> list[Append]:
-    """One run's appends out of rows (version, data) of the journal, in their order."""
-    found: list[Append] = []
-    for version, data in rows:
-        found.extend(entry for entry in decode_row(version, data) if type(entry) is Append and entry.run_id == run_id)
-    return found

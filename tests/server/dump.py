@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from flaskchat.log.base import Append
-from flaskchat.log.journal import decode_row
+from flaskchat.log.rows import decode_row
 from tests.conftest import Server
 from tests.server.badmodel import Running
 from tests.server.client import deadline

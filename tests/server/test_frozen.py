@@ -14,8 +14,7 @@ from collections.abc import Callable
 import psutil
 
 from flaskchat.log.base import Append
-from flaskchat.log.journal import decode_row
-from flaskchat.sweep import CONTROL
+from flaskchat.log.rows import CONTROL, decode_row
 from tests.conftest import Server
 from tests.server.badmodel import Running
 from tests.server.checker import judge

@@ -1,0 +1,152 @@
+"""The journal's rows, and what is done with them beside the tick: control, takeover, pruning, deleting.
+
+The same for every SQL database. Goes through the store's connections, each call as a transaction or a few.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ..store import finish
+from ..store.base import Ending, Fenced, Lease
+from ..store.engine import Database
+from ..store.schema import journal, runs
+from .base import Append, Control, Entry
+
+logger = logging.getLogger("flaskchat")
+
+VERSION = 1
+"""Of the rows' format. Rows of a version we do not know are passed over."""
+CONTROL = "control"
+"""Rows under this name are for everybody, also for the worker that wrote them."""
+KEEP = 30.0
+"""Seconds that a row stays at least, for followers that were held up."""
+PRUNE_ROWS = 2000
+"""Rows that are removed in one transaction."""
+FORGET_ROWS = 500
+"""Rows that are looked through in one transaction."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], list[Entry]] = msgspec.msgpack.Decoder(list[Entry]).decode
+
+
+def encode_row(entries: list[Entry] | list[Append]) -> bytes:
+    return _encode(entries)
+
+
+def decode_row(version: int, data: bytes) -> list[Entry]:
+    """What a row holds. Never raises: whoever reads has just appended, and must not be told that it failed."""
+    if version != VERSION:
+        return []
+    try:
+        return _decode(data)
+    except msgspec.DecodeError:
+        logger.exception("a row of the log is damaged; what it held is missing")
+        return []
+
+
+def pick(run_id: str, rows: Iterable[tuple[int, bytes]]) -> list[Append]:
+    """One run's appends out of rows (version, data) of the journal, in their order."""
+    found: list[Append] = []
+    for version, data in rows:
+        found.extend(entry for entry in decode_row(version, data) if type(entry) is Append and entry.run_id == run_id)
+    return found
+
+
+class Rows:
+    """Beside the tick."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._marks: deque[tuple[float, int]] = deque()
+        """The newest row at some moments (monotonic), oldest first."""
+
+    def announce(self, entry: Control) -> None:
+        self._database.write(lambda c: _insert(c, [entry]))
+
+    def past(self, run_ids: Collection[str]) -> dict[str, list[bytes]]:
+        # Once for all, and not within the transactions that end them: a row holds a tick of all runs of a worker.
+        return self._database.read(lambda c: _past(c, run_ids))
+
+    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
+        def end(c: Connection) -> bool:
+            _insert(c, [last])
+            finish.write(c.connection.driver_connection, lease, ending)
+            return True
+
+        try:
+            return self._database.write(end)
+        except Fenced:
+            return False
+
+    def empty(self) -> bool:
+        return not self._database.read(lambda c: c.execute(sa.select(sa.select(journal.c.id).exists())).scalar())
+
+    def prune(self) -> None:
+        """Rows go when KEEP seconds have passed and no running run began before them."""
+        now = time.monotonic()
+        newest = self._database.read(lambda c: c.execute(sa.select(sa.func.max(journal.c.id))).scalar())
+        if newest is None:
+            return
+        self._marks.append((now, newest))
+        mark = None
+        while self._marks and now - self._marks[0][0] > KEEP:
+            mark = self._marks.popleft()[1]
+        if mark is not None:
+            self._database.write(lambda c: _delete(c, mark))
+
+    def forget(self, run_ids: Collection[str], first_row: int) -> None:
+        names = {run_id.encode(): run_id for run_id in run_ids}
+        at: int | None = first_row
+        while at is not None and names:
+            at = self._database.write(lambda c, after=at: _forget(c, names, after))  # type: ignore[misc]
+
+
+def _insert(c: Connection, entries: list[Entry]) -> None:
+    c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row(entries)))
+
+
+def _past(c: Connection, run_ids: Collection[str]) -> dict[str, list[bytes]]:
+    began = c.execute(sa.select(runs.c.id, runs.c.worker_id, runs.c.first_row).where(runs.c.id.in_(run_ids))).all()
+    past: dict[str, list[bytes]] = {row.id: [] for row in began}
+    rows = (
+        sa.select(journal.c.version, journal.c.data)
+        .where(journal.c.worker_id.in_({row.worker_id for row in began}))
+        .where(journal.c.id > min((row.first_row for row in began), default=0))
+        .order_by(journal.c.id)
+    )
+    for version, data in c.execute(rows):
+        for entry in decode_row(version, data):
+            if type(entry) is Append and entry.run_id in past:
+                frames = past[entry.run_id]
+                skip = len(frames) + 1 - entry.seq
+                if skip >= 0:  # else a damaged row lies between: what comes after it has no place any more
+                    frames.extend(entry.frames[skip:])
+    return past
+
+
+def _delete(c: Connection, mark: int) -> None:
+    first = c.execute(sa.select(sa.func.min(runs.c.first_row)).where(runs.c.state == "running")).scalar()
+    until = mark if first is None else min(mark, first)
+    old = sa.select(journal.c.id).where(journal.c.id <= until).order_by(journal.c.id).limit(PRUNE_ROWS)
+    c.execute(sa.delete(journal).where(journal.c.id.in_(old)))
+
+
+def _forget(c: Connection, names: dict[bytes, str], after: int) -> int | None:
+    """:returns: after which row to go on; None when that was the last."""
+    select = sa.select(journal.c.id, journal.c.version, journal.c.data).where(journal.c.id > after)
+    rows = c.execute(select.order_by(journal.c.id).limit(FORGET_ROWS)).all()
+    for row in rows:
+        found = {run_id for name, run_id in names.items() if name in row.data}
+        if found and row.version == VERSION:
+            entries = decode_row(row.version, row.data)
+            kept = [entry for entry in entries if type(entry) is not Append or entry.run_id not in found]
+            c.execute(sa.update(journal).where(journal.c.id == row.id).values(data=encode_row(kept)))
+    return rows[-1].id if len(rows) == FORGET_ROWS else None
