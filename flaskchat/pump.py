@@ -36,7 +36,7 @@ IDLE = 5.0
 STOP_POLL = 0.05
 """Seconds between looks at the log for a Stop from another worker, while our models are silent."""
 UNFOLLOW_AFTER = 30.0
-BREATH = 5000
+BREATH = 500
 """Entries of the log that are taken in before others may run."""
 TURNS = 400
 """Sources that are read, or readers that are written to, before others may run."""

@@ -20,6 +20,7 @@ import random
 import re
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ from tests.conftest import Server, holds_of_hub
 from tests.server import badmodel
 from tests.server.chatter import OURS, Chatter, Crowd, turn_of
 from tests.server.checker import IN_TIME, check
-from tests.server.checks import FAULTY, write_lock
+from tests.server.checks import FAULTY, database, write_lock
 from tests.server.dump import Dump, Gauge, Tap, not_back
 from tests.server.history import History
 
@@ -49,8 +50,21 @@ SETTINGS = {
     "FLASKCHAT_FIRST_BYTE_TIMEOUT": "5",
     "SECRET_KEY": "chaos",
 }
+PATIENCE = 2.0
+"""Seconds after which a lock that is not had is taken to be held by a stopped process."""
 NOISE = Gauge(workers=0, descriptors=12, greenlets=8, memory=60 << 20, wal=8 << 20, model=0)
 """What may be left of a chaos run: connections of SQLite that its busiest moment had opened, and the allocator's."""
+
+
+def writable(server: Server) -> bool:
+    """Whether anybody can write to the database."""
+    with contextlib.closing(sqlite3.connect(database(server), timeout=PATIENCE, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
 
 
 class Planned(NamedTuple):
@@ -176,13 +190,19 @@ class Chaos:
                     self.history.fault(fault.what, pid)
                 os.kill(self.server.process.pid, signal.SIGHUP)
             elif fault.what == "SIGSTOP":
-                struck = self.history.fault(fault.what, victim)
+                struck = [self.history.fault(fault.what, victim)]
                 psutil.Process(victim).suspend()
                 try:
-                    gevent.sleep(fault.lasts)
+                    until = time.monotonic() + fault.lasts
+                    if fault.lasts > PATIENCE and not gevent.get_hub().threadpool.apply(writable, (self.server,)):
+                        # Stopped within a transaction: as long as it holds the lock nobody can end its runs.
+                        self.say(f"{victim} was stopped while it held the database's lock")
+                        struck.append(self.history.fault("lock"))
+                    gevent.sleep(max(0.0, until - time.monotonic()))
                 finally:
                     psutil.Process(victim).resume()
-                    self.history.healed(struck)
+                    for one in struck:
+                        self.history.healed(one)
             elif fault.what == "lock":
                 with write_lock(self.server):
                     struck = self.history.fault(fault.what)
