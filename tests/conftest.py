@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.backends import READY, Backend, PostgresServer, RedisServer, Servers, opened
+from tests.programs import free_port
 from tests.server import badmodel
 from tests.server.client import Client
 
@@ -28,16 +29,56 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "backends(*names, long=()): run the test on each of these backends (see tests/backends.py), with --long also "
+        "on those; without it on `sqlite`.",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("backends")
+    if marker is None or "backend" not in metafunc.fixturenames:
+        return
+    names = [*marker.args, *(marker.kwargs.get("long", ()) if metafunc.config.getoption("--long") else ())]
+    metafunc.parametrize("backend", [name for name in names if name in READY], indirect=True)
+
+
 @pytest.fixture(scope="session")
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether tests that have a long form take it (`tests/run --long`); otherwise each takes seconds."""
     return bool(request.config.getoption("--long"))
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+@pytest.fixture(scope="session")
+def database_servers() -> Iterator[Servers]:
+    """PostgreSQL and Redis, each started when a test first wants it."""
+    servers = Servers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def postgres(database_servers: Servers) -> PostgresServer:
+    """A PostgreSQL server; `postgres.database()` gives a fresh database."""
+    return database_servers.postgres
+
+
+@pytest.fixture
+def redis_server(database_servers: Servers) -> RedisServer:
+    """A Redis server with the append-only file; `redis_server.prefix()` gives a prefix for keys."""
+    return database_servers.redis
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, database_servers: Servers) -> Iterator[Backend]:
+    """Where the test's servers keep their data: fresh, and the same for all that it starts.
+
+    SQLite, but for tests marked with `pytest.mark.backends(...)`: those run once on each that is named.
+    """
+    with opened(getattr(request, "param", "sqlite"), database_servers) as found:
+        yield found
 
 
 class Server:
@@ -122,7 +163,7 @@ def holds_of_hub(log: str) -> list[str]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serve(tmp_path: Path, backend: Backend) -> Iterator[Callable[..., Server]]:
     """Starts servers; each gets the settings it is called with. Prints a server's log when its test failed.
 
     Whatever holds the hub of one fails the test, wherever it comes from: every test is one of P12. One that does so on
@@ -135,7 +176,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         settings: dict[str, object] | None = None, *, workers: int = 2, kind: str = "gevent",
         app: str = "tests.server.app:app", args: list[str] | None = None, holds_hub: bool = False,
     ) -> Server:  # fmt: skip
-        values: dict[str, object] = {"FLASKCHAT_MODEL": "count", **(settings or {})}
+        values: dict[str, object] = {"FLASKCHAT_MODEL": "count", **backend.settings(), **(settings or {})}
         server = Server(tmp_path, values, workers=workers, kind=kind, app=app, args=args or [])
         servers.append(server)
         if holds_hub:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -14,9 +13,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
+from tests.programs import free_port, program
 from tests.server.client import Client, deadline
 
 NAMES = ("nginx", "haproxy", "caddy")
@@ -58,15 +56,6 @@ http://127.0.0.1:{port} {{
     }}
 }}
 """
-
-
-def program(name: str) -> str:
-    """Where it is; without it the test is skipped, but fails where CI says that all must be there."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if found is None:
-        assert os.environ.get("CI") != "true", f"{name} is missing"
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 @contextlib.contextmanager
