@@ -74,6 +74,10 @@ limit_request_field_size = 8190
 # `X_Forwarded_For` would reach the application as `X-Forwarded-For` does, past a proxy that takes only the second out.
 header_map = "refuse"
 
+# gunicorn would take where the application is mounted from a header of this name, which many proxies pass on as clients
+# send it; then anybody could move it, and the addresses in its pages with it.
+forwarder_headers = ""
+
 # Whose X-Forwarded-Proto and the like are believed: a proxy on this machine, nobody else. (Client addresses are
 # another matter: FLASKCHAT_TRUSTED_PROXIES.)
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
