@@ -14,7 +14,7 @@ from .config import SETTINGS
 from .errors import FlaskChatError
 from .state import current_state
 from .store import migrate
-from .store.engine import Database
+from .store.kinds import open_database
 
 chat = AppGroup("chat", help="The streaming chat of this application.")
 
@@ -47,7 +47,7 @@ def purge(days: float | None) -> None:
     if not days:
         raise click.UsageError("say how old: --days 30, or set FLASKCHAT_RETENTION_DAYS")
     try:
-        database = Database(state.database_url, timeout=state.settings.database_timeout)
+        database = open_database(state.database_url, timeout=state.settings.database_timeout)
         try:
             migrate.upgrade(database)
             found = forget.older_than(database, days)

@@ -9,7 +9,6 @@ import atexit
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from . import forget, server, tasks
@@ -18,14 +17,14 @@ from .config import Settings
 from .errors import Unavailable
 from .limits import Limits
 from .live import Live
-from .log.journal import Journal
+from .log.open import open_log
 from .places import Places
 from .pump import Pump
 from .readers import Readers
 from .rechecks import Rechecks, Still
 from .runs import Models, Runs
 from .store import migrate
-from .store.engine import Database
+from .store.kinds import open_database
 from .store.lease import Holding
 from .store.sql import Store
 from .store.usage import Quota
@@ -53,7 +52,7 @@ class Runtime:
             server.refuse_sync(self.worker)
         self.watch = Watch(settings.hub_limit)
         self.watch.start()  # first: the start must not hold the hub either
-        self.database = Database(url, timeout=settings.database_timeout)
+        self.database = open_database(url, timeout=settings.database_timeout)
         try:
             self.database.offload(migrate.upgrade, self.database)
         except BaseException:
@@ -62,13 +61,13 @@ class Runtime:
             raise
         quota = Quota(settings.max_runs_per_owner, settings.messages_per_minute, settings.tokens_per_day)
         self.store = Store(self.database, quota)
-        self.places = Places(Path(f"{self.database.path}-places"))
+        self.places = Places(self.database.places)
         self.limits = Limits(settings, self.places)
         self.live = Live(settings.live_bytes)
         self.holding = Holding()
-        log = Journal(self.database)
+        self.log = open_log(settings, self.database)
         self.pump = Pump(
-            log,
+            self.log,
             self.live,
             lambda: self.holding.lease,
             check_period=min(0.5, max(0.02, settings.heartbeat / 5)),
@@ -81,19 +80,19 @@ class Runtime:
         self.rechecks = Rechecks(self.readers, still or (lambda environ, owner: True))
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
-            self.database, log, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced, claim=self.runs.claim,
-            chores=lambda: forget.chores(self.database, settings.retention_days),
+            self.database, self.log, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced,
+            claim=self.runs.claim, chores=lambda: forget.chores(self.database, settings.retention_days),
         )  # fmt: skip
         self.pump.checks.append(self._check)
         self._closed = False
 
     def start(self) -> None:
+        self.log.start()
         self.pump.start()
         self.sweeper.start()
         self.rechecks.start()
         atexit.register(self.close)
-        module = self.database.module
-        logger.info("flaskchat: SQLite %s (%s), %s", module.sqlite_version, module.__name__, self.database.path)
+        logger.info("flaskchat: %s", self.database.describe())
 
     def _check(self, now: float) -> None:
         if self.worker is not None and not self.worker.alive and not self.readers.leaving:
@@ -117,6 +116,7 @@ class Runtime:
         self.readers.part()
         self.sweeper.close()
         self.rechecks.close()
+        self.log.stop()
         self.pump.close(2.0)
         self._release()
         self.live.close()

@@ -25,7 +25,7 @@ from flaskchat.reader import Reader
 from flaskchat.runtime import Runtime
 from flaskchat.store import migrate
 from flaskchat.store.base import Begun, Command, Ending, Lease
-from flaskchat.store.engine import Database
+from flaskchat.store.kinds import open_database
 from tests.server.client import TERMINAL
 
 OWNER = "user:1"
@@ -58,7 +58,7 @@ class SQLite:
         self._path = folder / "chat.sqlite3"
         made = folder.parent / "made.sqlite3"
         if not made.exists():
-            database = Database(f"sqlite:///{made}", timeout=1.0)
+            database = open_database(f"sqlite:///{made}", timeout=1.0)
             migrate.upgrade(database)
             database.close()
         shutil.copy(made, self._path)
@@ -69,7 +69,7 @@ class SQLite:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        database = Database(f"sqlite:///{self._path}", timeout=0.1)
+        database = open_database(f"sqlite:///{self._path}", timeout=0.1)
         try:
             with database.connect(write=True) as connection, connection.begin():
                 yield

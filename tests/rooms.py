@@ -17,7 +17,7 @@ from flaskchat.log.journal import Journal
 from flaskchat.models import Delta, Done, Start
 from flaskchat.store import migrate
 from flaskchat.store.base import Begun, Command, Ending, Lease
-from flaskchat.store.engine import Database
+from flaskchat.store.kinds import open_database
 from flaskchat.store.lease import Holding
 from flaskchat.store.schema import conversations, journal, messages, run_events, runs, workers
 from flaskchat.store.sql import Store
@@ -30,7 +30,7 @@ class Rooms:
     """A worker that is asked step by step."""
 
     def __init__(self, path: Path) -> None:
-        self.database = Database(f"sqlite:///{path}", timeout=1.0)
+        self.database = open_database(f"sqlite:///{path}", timeout=1.0)
         migrate.upgrade(self.database)
         self.store = Store(self.database)
         self.holding = Holding()

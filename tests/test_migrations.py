@@ -19,9 +19,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from flaskchat.errors import ConfigurationError
-from flaskchat.store import engine, migrate
-from flaskchat.store.engine import Database, has_wal_fix, sqlite_module
+from flaskchat.store import migrate, sqlite
+from flaskchat.store.engine import Database
+from flaskchat.store.kinds import open_database
 from flaskchat.store.schema import HEAD, VERSION_TABLE, metadata
+from flaskchat.store.sqlite import has_wal_fix, sqlite_module
 from tests.conftest import ROOT
 
 
@@ -30,7 +32,7 @@ def opened() -> Iterator[Callable[[Path], Database]]:
     databases: list[Database] = []
 
     def open_at(path: Path) -> Database:
-        databases.append(Database(f"sqlite:///{path}", timeout=5.0))
+        databases.append(open_database(f"sqlite:///{path}", timeout=5.0))
         return databases[-1]
 
     yield open_at
@@ -41,8 +43,8 @@ def opened() -> Iterator[Callable[[Path], Database]]:
 START = """
 import sys, time
 from flaskchat.store import migrate
-from flaskchat.store.engine import Database
-database = Database(f"sqlite:///{sys.argv[1]}", timeout=20.0)
+from flaskchat.store.kinds import open_database
+database = open_database(f"sqlite:///{sys.argv[1]}", timeout=20.0)
 print("ready", flush=True)
 sys.stdin.readline()
 migrate.upgrade(database)
@@ -115,8 +117,9 @@ def test_a_second_start_needs_no_alembic(tmp_path: Path, opened: Callable[[Path]
     path = tmp_path / "chat.sqlite3"
     migrate.upgrade(opened(path))
     code = (
-        "import sys\nfrom flaskchat.store import migrate\nfrom flaskchat.store.engine import Database\n"
-        "database = Database(f'sqlite:///{sys.argv[1]}', timeout=5.0)\nmigrate.upgrade(database)\ndatabase.close()\n"
+        "import sys\nfrom flaskchat.store import migrate\nfrom flaskchat.store.kinds import open_database\n"
+        "database = open_database(f'sqlite:///{sys.argv[1]}', timeout=5.0)\nmigrate.upgrade(database)\n"
+        "database.close()\n"
         "assert 'alembic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True, timeout=30)
@@ -184,9 +187,9 @@ def test_a_file_that_is_no_sound_database_is_refused_in_words(
 def test_a_path_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot use"):
-        Database(f"sqlite:///{tmp_path / 'file' / 'chat.sqlite3'}", timeout=1.0)
+        open_database(f"sqlite:///{tmp_path / 'file' / 'chat.sqlite3'}", timeout=1.0)
     with pytest.raises(ConfigurationError, match="FLASKCHAT_DATABASE_URL"):
-        Database("sqlite://", timeout=1.0)
+        open_database("sqlite://", timeout=1.0)
 
 
 def test_folder_and_files_are_the_owner_s_alone(tmp_path: Path, opened: Callable[[Path], Database]) -> None:
@@ -235,4 +238,4 @@ def test_a_sound_sqlite_is_used_or_the_start_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 40, 1))
     monkeypatch.setitem(sys.modules, "pysqlite3", None)
     with pytest.raises(ConfigurationError, match=r"pip|install `pysqlite3"):
-        engine.sqlite_module()
+        sqlite.sqlite_module()

@@ -296,7 +296,7 @@ def test_reading_goes_on_while_another_process_writes(make: Callable[[], Rooms])
 
 
 def test_the_write_ahead_log_is_emptied_when_it_has_grown(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flaskchat.store.engine.CHECKPOINT_BYTES", 200_000)
+    monkeypatch.setattr("flaskchat.store.sqlite.CHECKPOINT_BYTES", 200_000)
     wal = Path(rooms.database.path + "-wal")
     for _ in range(5):
         begun = rooms.begin("x" * 50_000)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..store.engine import sqlite_module
+from ..store.sqlite import sqlite_module
 
 PROC = Path("/proc")
 

@@ -86,6 +86,12 @@ class Log(Protocol):
     on_news: Callable[[], None]
     """Called when others may have appended something; from whatever thread."""
 
+    def start(self) -> None:
+        """Begin what it does beside the pump's calls, such as to listen for news; called from a task, once."""
+
+    def stop(self) -> None:
+        """End that; called from a task, before `close`."""
+
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         """Append what one tick brought and, for runs that ended, finish them in the store: all of it or nothing. Then
         return what others have appended since the last turn.

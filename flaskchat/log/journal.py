@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 
 from ..store import finish
 from ..store.base import Ending, Fenced, Lease
-from ..store.engine import Database
+from ..store.sqlite import SQLite
 from .base import Append, Entry, LogUnavailable
 from .rows import VERSION, Rows, decode_row, encode_row, pick
 
@@ -45,8 +45,9 @@ class Journal(Rows):
 
     tells = False
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SQLite) -> None:
         super().__init__(database)
+        self._file = database
         self.on_news: Callable[[], None] = lambda: None
         self._connection: Connection | None = None
         self._raw: Any = None
@@ -67,7 +68,7 @@ class Journal(Rows):
     def _guard(self, function: Callable[[], T]) -> T:
         try:
             return function()
-        except (self._database.module.Error, exc.DBAPIError) as error:
+        except (self._file.module.Error, exc.DBAPIError) as error:
             original = getattr(error, "orig", error)
             if "locked" not in str(original) and "busy" not in str(original):
                 self.close()  # a connection that failed is not trusted again
@@ -93,7 +94,7 @@ class Journal(Rows):
                     if raw.execute(_APPEND, row).rowcount != 1:
                         raise Fenced(lease.worker_id)
                     for ending in endings:
-                        finish.write(raw, lease, ending)
+                        finish.write(raw.execute, lease, ending)
                     raw.execute("COMMIT")
                 except BaseException:
                     if raw.in_transaction:
@@ -103,7 +104,7 @@ class Journal(Rows):
             return []
         try:
             return self._news(raw)
-        except self._database.module.Error:
+        except self._file.module.Error:
             if not entries:
                 raise
             return []  # the append stands, so this must not fail; the next turn looks again

@@ -68,6 +68,12 @@ class Rows:
         self._marks: deque[tuple[float, int]] = deque()
         """The newest row at some moments (monotonic), oldest first."""
 
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
     def announce(self, entry: Control) -> None:
         self._database.write(lambda c: _insert(c, [entry]))
 
@@ -78,7 +84,7 @@ class Rows:
     def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
         def end(c: Connection) -> bool:
             _insert(c, [last])
-            finish.write(c.connection.driver_connection, lease, ending)
+            finish.write(self._database.executor(c), lease, ending)
             return True
 
         try:

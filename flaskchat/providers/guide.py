@@ -26,7 +26,7 @@ from .. import tasks
 from ..config import SETTINGS, Setting
 from ..errors import ConfigurationError
 from ..models import Request
-from ..store.engine import sqlite_module
+from ..store.sqlite import sqlite_module
 
 PAUSE = 0.02
 """Seconds between two pieces: about fifty a second, the pace of a quick model."""

@@ -7,9 +7,9 @@ Raw SQL on the driver's connection, because the tick that calls it speaks to the
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from .base import Ending, Fenced, Lease
+from .engine import Ask
 from .usage import BYTES_PER_TOKEN
 
 _RUN = """
@@ -27,24 +27,25 @@ _USED_ABOUT = "UPDATE flaskchat_usage SET tokens = tokens + ? WHERE run_id = ?"
 _EXISTS = "SELECT 1 FROM flaskchat_runs WHERE id = ?"
 
 
-def write(connection: Any, lease: Lease, ending: Ending) -> None:
+def write(ask: Ask, lease: Lease, ending: Ending) -> None:
     """Finish one run. Whose conversation has been deleted meanwhile leaves nothing.
 
+    :param ask: the driver's connection, within the transaction.
     :param lease: under which the run was started; it must still be the run's.
     :raises Fenced: the run has been ended by somebody else.
     """
     now = time.time()
-    changed = connection.execute(
+    changed = ask(
         _RUN,
         (
             ending.state, ending.last_seq, ending.upstream_closed_ms, now, ending.run_id, lease.worker_id, lease.epoch,
         ),
     ).rowcount  # fmt: skip
     if changed != 1:
-        if connection.execute(_EXISTS, (ending.run_id,)).fetchone() is None:
+        if ask(_EXISTS, (ending.run_id,)).fetchone() is None:
             return
         raise Fenced(ending.run_id)
-    connection.execute(
+    ask(
         _MESSAGE,
         (
             ending.text, ending.parts.decode(), ending.state, ending.finish_reason,
@@ -53,9 +54,9 @@ def write(connection: Any, lease: Lease, ending: Ending) -> None:
         ),
     )  # fmt: skip
     if ending.tokens is not None:
-        connection.execute(_USED, (ending.tokens, ending.run_id))
+        ask(_USED, (ending.tokens, ending.run_id))
     else:  # stopped, say: about as many as the question was, which stands there, and what was written
         about = (len(ending.text.encode()) + len(ending.parts)) // BYTES_PER_TOKEN
-        connection.execute(_USED_ABOUT, (about, ending.run_id))
-    connection.execute(_EVENTS, (ending.run_id, ending.frames))
-    connection.execute(_CONVERSATION, (now, ending.conversation_id))
+        ask(_USED_ABOUT, (about, ending.run_id))
+    ask(_EVENTS, (ending.run_id, ending.frames))
+    ask(_CONVERSATION, (now, ending.conversation_id))

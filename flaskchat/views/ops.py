@@ -36,14 +36,13 @@ def readyz() -> Response:
         wrong[name] = error.detail
     if wrong:
         return _not_ready(wrong)
-    module = runtime.database.module
     return base.json(
         {
             "status": "ready",
             "streams": len(runtime.readers),
             "capacity": runtime.readers.capacity,
             "runs": len(runtime.pump.feeds),
-            "sqlite": f"{module.sqlite_version} ({module.__name__})",
+            runtime.database.kind: runtime.database.version,
         }
     )
 

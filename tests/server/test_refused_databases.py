@@ -17,8 +17,8 @@ import pytest
 import sqlalchemy as sa
 
 from flaskchat.errors import ConfigurationError
-from flaskchat.store import migrate
-from flaskchat.store.engine import Database
+from flaskchat.store import migrate, sqlite
+from flaskchat.store.kinds import open_database
 from flaskchat.store.schema import VERSION_TABLE
 from tests.conftest import ROOT, free_port
 from tests.rooms import Rooms
@@ -123,7 +123,7 @@ def test_a_file_that_is_damaged_or_no_database_is_refused_and_left_alone(
     shutil.copy(sound, path)
     damage(path)
     before = path.read_bytes()
-    database = Database(f"sqlite:///{path}", timeout=5.0)
+    database = open_database(f"sqlite:///{path}", timeout=5.0)
     with pytest.raises(ConfigurationError) as refused:
         migrate.upgrade(database)
     database.close()
@@ -159,7 +159,7 @@ def test_a_host_s_own_database_is_taken_with_its_tables(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE customers (name TEXT)")
         connection.execute("INSERT INTO customers VALUES ('Ada')")
     connection.close()
-    database = Database(f"sqlite:///{path}", timeout=5.0)
+    database = open_database(f"sqlite:///{path}", timeout=5.0)
     migrate.upgrade(database)
     migrate.upgrade(database)
     with database.connect(write=False) as opened:
@@ -174,7 +174,7 @@ def test_a_database_of_a_newer_version_is_refused_with_what_to_do(sound: Path, t
     with sqlite3.connect(path) as connection:
         connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     connection.close()
-    database = Database(f"sqlite:///{path}", timeout=5.0)
+    database = open_database(f"sqlite:///{path}", timeout=5.0)
     with pytest.raises(ConfigurationError, match=r"FLASKCHAT_DATABASE_URL: .*newer flaskchat.*9999.*backup"):
         migrate.upgrade(database)
     database.close()
@@ -209,13 +209,13 @@ def test_looking_for_damage_takes_a_moment_however_large_the_file_is(
 ) -> None:
     """Every worker looks, at every start."""
     path = tmp_path / NAME
-    database = Database(f"sqlite:///{path}", timeout=5.0)
+    database = open_database(f"sqlite:///{path}", timeout=5.0)
     migrate.upgrade(database)
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE large (id INTEGER PRIMARY KEY, data BLOB)")
         connection.executemany("INSERT INTO large (data) VALUES (?)", ((os.urandom(400),) for _ in range(100_000)))
     connection.close()
-    monkeypatch.setattr(migrate, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(sqlite, "CHECK_SECONDS", 0.02)
     began = resource.getrusage(resource.RUSAGE_THREAD).ru_utime
     migrate.upgrade(database)
     assert resource.getrusage(resource.RUSAGE_THREAD).ru_utime - began < 0.2

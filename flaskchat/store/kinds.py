@@ -1,0 +1,30 @@
+"""Which databases there are, by the setting's URL."""
+
+from __future__ import annotations
+
+from sqlalchemy import exc
+from sqlalchemy.engine import make_url
+
+from ..config import without_passwords
+from ..errors import ConfigurationError
+from .engine import Database
+from .sqlite import SQLite
+
+
+def open_database(url: str, *, timeout: float) -> Database:
+    """The database that FLASKCHAT_DATABASE_URL names. Connects to nothing yet.
+
+    :param timeout: seconds a call waits for a lock before it is refused.
+    :raises ConfigurationError: it is none that can be used.
+    """
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise ConfigurationError(
+            f"FLASKCHAT_DATABASE_URL={without_passwords(url)!r}: expected a URL such as sqlite:////path"
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        return SQLite(parsed, timeout=timeout)
+    raise ConfigurationError(
+        f"FLASKCHAT_DATABASE_URL={parsed.render_as_string()!r}: only SQLite is supported (sqlite:///path)"
+    )
