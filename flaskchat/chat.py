@@ -14,11 +14,11 @@ from . import forget
 from .config import Settings
 from .errors import Invalid, NotFound, NotJSON, TooMany
 from .limits import Visitor
+from .models import visible
 from .reader import Reader
 from .runtime import Runtime
 from .store.base import Command
 from .store.change import Change
-from .titles import visible
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ is the one definition of a frame's payload.
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import ClassVar, Literal
 
@@ -130,3 +131,13 @@ class Request(msgspec.Struct, kw_only=True):
 def new_id(prefix: str) -> str:
     """An opaque ASCII id nobody can guess: 128 random bits after the prefix."""
     return f"{prefix}_{secrets.token_urlsafe(16)}"
+
+
+_INVISIBLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """The text without control characters, invisible ones and those that turn the direction of what follows."""
+    return _INVISIBLE.sub(" ", text)

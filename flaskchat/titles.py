@@ -15,7 +15,7 @@ from collections.abc import Callable
 from . import tasks
 from .errors import FlaskChatError, ModelError
 from .feed import Feed
-from .models import Delta, Done, Request, Title, Turn
+from .models import Delta, Done, Request, Title, Turn, visible
 from .providers.base import Provider, Source
 from .store.sql import Store
 
@@ -129,11 +129,6 @@ class Titles:
             logger.exception("run %s: asking for a title failed", begun.run_id)
         finally:
             question.source.close()
-
-
-def visible(text: str) -> str:
-    """The text without control characters and those that turn the direction of what follows."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", " ", text)
 
 
 def clean(text: str) -> str:

@@ -166,6 +166,14 @@ def test_a_text_of_control_characters_and_markup_comes_back_as_it_was(visitor: C
     assert found["messages"][0]["text"] == text
 
 
+def test_a_question_that_turns_the_direction_of_text_makes_a_title_that_does_not(visitor: ChatClient) -> None:
+    reply = visitor.ask("pay\u202e lla \u2066\u061c\x1b[31m me\U000e0041\u2028now")
+    found = visitor.client.get(f"/chat/conversations/{reply.conversation_id}").json
+    assert found is not None
+    assert found["title"] == "pay lla [31m me now"
+    assert reply.events[0].data["title"] == found["title"]
+
+
 def test_an_empty_body_and_none_at_all(client: FlaskClient) -> None:
     problem(post(client, b""), 415, "not_json")
     problem(client.post("/chat/conversation"), 415, "not_json")

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from sqlalchemy.engine import Connection, Row
 
 from ..errors import Conflict, Invalid, NotFound
-from ..models import Turn, new_id
+from ..models import Turn, new_id, visible
 from .base import Begun, Command, Lease
 from .schema import conversations, journal, messages, requests, runs
 
@@ -39,7 +39,7 @@ _SHOW = (
 
 def title_of(text: str) -> str:
     """A conversation's first title: the question's first words."""
-    words = " ".join(text.split())
+    words = " ".join(visible(text).split())
     if len(words) <= TITLE_CHARS:
         return words or "New conversation"
     return words[:TITLE_CHARS].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
