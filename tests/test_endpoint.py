@@ -51,6 +51,13 @@ def test_a_password_in_an_address_is_refused_and_not_shown():
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["http://host.test/v1?api_key=hunter2", "ftp://host.test/v1?a=b&token=hunter2"])
+def test_a_key_in_the_query_of_an_address_that_is_refused_is_not_shown(url):
+    with pytest.raises(ConfigurationError, match=r"host\.test") as caught:
+        endpoint(url, plain_http=False)
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\n", "schlüssel", "", "a\0b"])
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(value):
     with pytest.raises(ConfigurationError) as caught:

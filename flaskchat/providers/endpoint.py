@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import certifi
 
+from ..config import without_passwords
 from ..errors import ConfigurationError, ModelBusy, ModelError, ModelRefused
 
 _BUSY = frozenset({408, 409, 425, 429})
@@ -59,15 +60,15 @@ class Endpoint:
             if not _HOST.match(ascii_host):
                 raise ValueError
         except ValueError:  # UnicodeError is one
-            shown = "(hidden)" if "@" in base_url else repr(base_url)
+            shown = "(hidden)" if "@" in base_url else without_passwords(repr(base_url))
             raise ConfigurationError(
                 f"{setting}={shown}: expected an address such as 'https://host/v1', without a user name or fragment"
             ) from None
         self.secure = url.scheme == "https"
         if not (self.secure or plain_http or is_loopback(ascii_host)):
             raise ConfigurationError(
-                f"{setting}={base_url!r}: expected https, because the key and what users write would cross the network "
-                "for all to read. In a network of your own set FLASKCHAT_PLAIN_HTTP=true"
+                f"{setting}={without_passwords(repr(base_url))}: expected https, because the key and what users write "
+                "would cross the network for all to read. In a network of your own set FLASKCHAT_PLAIN_HTTP=true"
             )
         self.host = ascii_host
         self.port = port or (443 if self.secure else 80)
