@@ -139,7 +139,7 @@ def test_what_was_used_is_not_forgotten_with_the_conversation(tmp_path: Path) ->
 def test_tokens_are_counted_as_the_model_says_else_by_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = host(tmp_path, FLASKCHAT_TOKENS_PER_DAY=100)
+    app = host(tmp_path, FLASKCHAT_TOKENS_PER_DAY=110)  # to the last one
     with ChatClient(app) as chat:
         chat.ask("x" * 40)  # a parrot: 10 tokens there and 10 back
         assert used(app) == [20]
