@@ -14,6 +14,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import Server
 from tests.server import badmodel
+from tests.server.checks import FAULTY
 from tests.server.client import deadline
 
 from .proxy import Proxy
@@ -339,14 +340,18 @@ def test_the_end_is_followed_only_while_the_reader_is_there(visit: Visit, chat: 
     is_over(page)
 
 
-def test_a_worker_that_dies_leaves_words_and_the_next_question_works(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
+def test_a_worker_that_dies_leaves_words_and_the_next_question_works(
+    visit: Visit, serve: Callable[..., Server], model: badmodel.Running
+) -> None:
+    settings = {"FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": model.base_url, "FLASKCHAT_DRAIN": "0.5"}
+    server = serve({**settings, "TEST_SWEEP_ROUND": "0.6"}, app=FAULTY)
+    page = visit(server.url)
     ask(page, tag="dies", tokens=2000, rate=40)
     wait_for_text(page, 40)
-    answer = page.request.get(f"{chat.url}/healthz")
+    answer = page.request.get(f"{server.url}/healthz")
     assert answer.ok
     shown = reply(page).inner_text()
-    for pid in chat.workers():
+    for pid in server.workers():
         os.kill(pid, signal.SIGKILL)
     expect(page.locator(".reply .words.trouble")).to_be_visible(timeout=20_000)
     is_over(page)

@@ -1,10 +1,14 @@
-"""Many tabs of one browser over plain HTTP/1.1, which gives them six connections together."""
+"""Many tabs of one browser over plain HTTP/1.1, which gives them six connections together.
+
+Ten of them; in the short form eight, of which two have none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import psutil
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import Server
@@ -16,7 +20,6 @@ from .test_page import ask, wait_for_text
 
 Visit = Callable[..., Page]
 
-TABS = 10
 LEADS = (
     "navigator.locks.query().then(({held}) => held.filter(({name}) => name.endsWith(' lead')).map((l) => l.clientId))"
 )
@@ -29,6 +32,11 @@ def connections(server: Server) -> int:
         for connection in psutil.Process(pid).net_connections("tcp"):
             total += connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == server.port
     return total
+
+
+@pytest.fixture
+def tabs(long: bool) -> int:
+    return 10 if long else 8
 
 
 def length(page: Page) -> int:
@@ -58,11 +66,11 @@ def assert_all_grow(pages: list[Page], seconds: float = 40) -> None:
             return
 
 
-def test_ten_tabs_watch_one_reply_over_few_connections(visit: Visit, chat: Server) -> None:
+def test_ten_tabs_watch_one_reply_over_few_connections(visit: Visit, chat: Server, tabs: int) -> None:
     first = visit(chat.url)
     directive = ask(first, tag="ten watch", tokens=4000, rate=25)
     wait_for_text(first, 20)
-    pages = [first, *(visit(first.url, first.context) for _ in range(TABS - 1))]
+    pages = [first, *(visit(first.url, first.context) for _ in range(tabs - 1))]
     assert_all_grow(pages)
     assert connections(chat) <= 6
     streams = first.request.get(f"{chat.url}/readyz").json()["streams"]
@@ -71,9 +79,9 @@ def test_ten_tabs_watch_one_reply_over_few_connections(visit: Visit, chat: Serve
     stop_and_compare(pages, directive)
 
 
-def test_ten_tabs_with_a_reply_each_all_live(visit: Visit, chat: Server) -> None:
+def test_ten_tabs_with_a_reply_each_all_live(visit: Visit, chat: Server, tabs: int) -> None:
     first = visit(chat.url)
-    pages = [first, *(visit(chat.url, first.context) for _ in range(TABS - 1))]
+    pages = [first, *(visit(chat.url, first.context) for _ in range(tabs - 1))]
     directives = [ask(page, tag=f"own {at}", tokens=4000, rate=20) for at, page in enumerate(pages)]
     assert_all_grow(pages)
     assert connections(chat) <= 6

@@ -3,14 +3,17 @@
 Settings come from the environment. Every answer says which process gave it, so that a test can choose its worker.
 """
 
+import atexit
 import gc
 import os
 import time
 from collections.abc import Iterator
 
-from flask import Flask, Response
+gc.disable()  # what is imported stays; looking through it again and again is a fifth of a worker's start
 
-from flaskchat import FlaskChat, Request
+from flask import Flask, Response  # noqa: E402
+
+from flaskchat import FlaskChat, Request  # noqa: E402
 
 app = Flask(__name__, instance_path=os.environ["TEST_INSTANCE"])
 app.config["FLASKCHAT_URL_PREFIX"] = ""
@@ -65,3 +68,7 @@ def gauge() -> dict[str, int]:
 def name_worker(response: Response) -> Response:
     response.headers["X-Worker"] = str(os.getpid())
     return response
+
+
+gc.enable()
+atexit.register(gc.freeze)  # nor is it looked through at the exit, when all of it goes at once

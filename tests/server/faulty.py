@@ -12,12 +12,15 @@ from gevent import monkey
 
 from flaskchat import Request, sweep, watch
 from flaskchat.store import sqlite
+from flaskchat.views import demo
 from tests.server.app import app, chat
 
 # A lease that stands still is counted out sooner, where a test is not about how soon.
 sweep.ROUND = float(os.environ.get("TEST_SWEEP_ROUND", sweep.ROUND))
 # And the write-ahead log goes into the database sooner, so that a test sees it happen.
 sqlite.CHECKPOINT_BYTES = int(os.environ.get("TEST_CHECKPOINT_BYTES", sqlite.CHECKPOINT_BYTES))
+# And the messages of /sse come sooner.
+demo.PAUSE = float(os.environ.get("TEST_SSE_PAUSE", demo.PAUSE))
 watch.STUCK = float(os.environ.get("TEST_STUCK", watch.STUCK))
 
 FOLDER = Path(os.environ["TEST_INSTANCE"]).parent

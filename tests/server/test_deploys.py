@@ -221,12 +221,10 @@ def assert_nobody_minded(server: Server, crowd: Crowd) -> None:
 
 
 def test_deploys_under_load_show_no_error_and_cut_no_reply_that_fits(
-    busy: Callable[..., Server], model: Running, long: bool
+    busy: Callable[..., Server], model: Running, long: bool, seed: int
 ) -> None:
     """In turn a worker is told to leave (SIGTERM) and all are replaced (SIGHUP)."""
     server = busy()
-    seed = random.randrange(1 << 30)
-    print("seed", seed)
     chance, history, slowest = random.Random(seed), History(), 0.0
     with Tap(server) as tap, Crowd(server, history, 8, reply, seed) as crowd:
         for number in range(12 if long else 3):
@@ -253,12 +251,10 @@ def test_deploys_under_load_show_no_error_and_cut_no_reply_that_fits(
 
 
 def test_workers_that_are_replaced_by_count_show_no_error(
-    busy: Callable[..., Server], model: Running, long: bool
+    busy: Callable[..., Server], model: Running, long: bool, seed: int
 ) -> None:
     """Here gunicorn replaces a worker only when its last stream is gone: so streams have to move at once."""
     server = busy("--max-requests", "20", "--max-requests-jitter", "10")
-    seed = random.randrange(1 << 30)
-    print("seed", seed)
     history, seen = History(), set(server.workers())
     with Tap(server) as tap, Crowd(server, history, 8, reply, seed) as crowd:
         for _ in deadline(900 if long else 120, "workers to be replaced"):

@@ -41,12 +41,6 @@ def settings(model: Running, **more: object) -> dict[str, object]:
     }  # fmt: skip
 
 
-def dice(seed: int | None = None) -> random.Random:
-    seed = random.randrange(1 << 32) if seed is None else seed
-    print("seed", seed)
-    return random.Random(seed)
-
-
 def newcomer(history: History, server: Server, name: str) -> Visitor:
     """Somebody who has seen the page, and so the cookie: a question whose answer is lost is repeated by the same."""
     client = server.client()
@@ -185,25 +179,26 @@ def after(seconds: float, what: Callable[[], Any]) -> Any:
     return what()
 
 
-def test_a_killed_worker_s_run_ends_as_interrupted_within_15_seconds(serve: Serve, model: Running) -> None:
+def test_a_killed_worker_s_run_ends_as_interrupted_within_15_seconds(serve: Serve, model: Running, seed: int) -> None:
     """With the real times; and whoever was cut off is served by the other worker within a second."""
     server = serve(settings(model), app=FAULTY, args=KEPT)
     history = History()
-    kill = Kill(server, history, dice(), "somebody")
+    kill = Kill(server, history, random.Random(seed), "somebody")
     kill.run(in_time=15)
     print(f"back after {kill.back:.2f} s, interrupted after {kill.took:.1f} s")
     assert kill.back < 4
     judge(history, server, model)
 
 
-def test_kills_at_any_moment_lose_nothing_and_leave_nobody_waiting(serve: Serve, model: Running, long: bool) -> None:
+def test_kills_at_any_moment_lose_nothing_and_leave_nobody_waiting(
+    serve: Serve, model: Running, long: bool, seed: int
+) -> None:
     server = serve(settings(model, **SOON), app=FAULTY, args=KEPT)
     history = History()
-    seed = random.randrange(1 << 30)
     back = []
     with Tap(server) as tap:
         for number in range(200 if long else 4):
-            kill = Kill(server, history, dice(seed + number), f"seed {seed + number}")
+            kill = Kill(server, history, random.Random(seed + number), f"seed {seed + number}")
             kill.run(in_time=15)
             back.append(kill.back)
     back.sort()
@@ -249,9 +244,9 @@ def test_a_question_that_its_host_gave_up_has_an_end_though_its_worker_lives(ser
 
 
 def test_after_a_kill_of_everything_a_new_start_ends_every_run_with_what_was_seen(
-    serve: Serve, model: Running, long: bool
+    serve: Serve, model: Running, long: bool, seed: int
 ) -> None:
-    chance = dice()
+    chance = random.Random(seed)
     history = History()
     server = serve(settings(model, **SOON), app=FAULTY)
     visitor = newcomer(history, server, "somebody")

@@ -7,14 +7,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from flaskchat import sse
-from tests.conftest import Server
+from tests.conftest import Server, asking
 from tests.server.badmodel import Running, text_of
 from tests.server.client import TERMINAL, Client, Stream, deadline, seqs, text
 
@@ -37,9 +37,7 @@ def cut_after(stream: Stream, size: int) -> list[sse.Frame]:
     return seen
 
 
-def test_a_stream_cut_200_times_loses_and_doubles_nothing(chat_server: Server) -> None:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
+def test_a_stream_cut_200_times_loses_and_doubles_nothing(chat_server: Server, seed: int) -> None:
     dice = random.Random(seed)
     client = chat_server.client()
     directive, stream = ask(client, tokens=1200, rate=150)
@@ -73,15 +71,17 @@ def test_a_stream_cut_200_times_loses_and_doubles_nothing(chat_server: Server) -
 
 
 def test_fifty_readers_from_random_cursors_get_the_same_bytes_of_one_generation(
-    chat_server: Server, model: Running
+    chat_server: Server, model: Running, seed: int
 ) -> None:
+    dice = random.Random(seed)
+    cursors = [dice.randrange(20) for _ in range(50)]
     client = chat_server.client()
     directive, stream = ask(client, tokens=200, rate=100)
     first = stream.take(20)
     found: dict[int, tuple[int, bytes, int]] = {}
 
     def read(number: int) -> None:
-        cursor = random.randrange(20)
+        cursor = cursors[number]
         reader = Client(chat_server.port)
         reader.cookie = client.cookie
         follower = reader.follow(stream.run_id, cursor)
@@ -191,14 +191,19 @@ def write_lock(path: str) -> Iterator[None]:
         process.communicate()
 
 
-def test_a_database_locked_for_ten_seconds_delays_nobody_else_and_loses_no_token(chat_server: Server) -> None:
+def test_a_database_locked_for_ten_seconds_delays_nobody_else_and_loses_no_token(
+    serve: Callable[..., Server], model: Running, long: bool
+) -> None:
+    """In the short form for four seconds, of which a request waits for two."""
+    seconds, patience = (10, 5) if long else (4, 2)
+    chat_server = serve({**asking(model), "FLASKCHAT_DATABASE_TIMEOUT": patience})
     client = chat_server.client(timeout=60)
-    directive, stream = ask(client, tokens=400, rate=40)
+    directive, stream = ask(client, tokens=seconds * 40, rate=40)
     frames = stream.take(10)
     connections = [client.connect_to(pid) for pid in chat_server.workers()]
     slowest, asked = 0.0, 0
     with write_lock(str(chat_server.folder / "instance" / "flaskchat.sqlite3")):
-        until = time.monotonic() + 10
+        until = time.monotonic() + seconds
         post = threading.Thread(target=lambda: refused.append(server_client.send("late").status))
         refused: list[int] = []
         server_client = chat_server.client(timeout=60)
@@ -212,7 +217,7 @@ def test_a_database_locked_for_ten_seconds_delays_nobody_else_and_loses_no_token
                 asked += 1
             time.sleep(0.02)
         post.join()
-    assert asked > 100
+    assert asked > 10 * seconds
     print(f"slowest of {asked} unrelated requests: {slowest * 1000:.1f} ms")
     assert slowest < 0.5, "a request waited for the database"
     assert refused == [503]

@@ -30,9 +30,7 @@ from tests.server.history import Event, History, Reading, Visitor
 
 
 @pytest.fixture
-def dice() -> random.Random:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
+def dice(seed: int) -> random.Random:
     return random.Random(seed)
 
 

@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from http.client import HTTPException
 
 import pytest
 
 from tests.conftest import Server
+from tests.server.checks import FAULTY
 from tests.server.client import deadline, seqs, text
 
 
@@ -114,7 +116,9 @@ def test_a_worker_that_is_told_to_leave_finishes_its_runs_and_moves_its_readers(
     assert text(frames) == "".join(f"word{n} ü€😀 " for n in range(60))
 
 
-def test_a_killed_worker_loses_nothing_that_was_seen(server: Server) -> None:
+def test_a_killed_worker_loses_nothing_that_was_seen(serve: Callable[..., Server]) -> None:
+    """How soon, with the real times, is test_kill's."""
+    server = serve({"TEST_SWEEP_ROUND": "0.6"}, app=FAULTY)
     client = server.client()
     stream = client.send("1000 50")
     frames = stream.take(30)
