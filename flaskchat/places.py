@@ -22,6 +22,8 @@ Deliberate choices; do not change one without reading why:
  5. That a key has no place left is remembered for FULL seconds: whoever hammers at a full key must not make this
     worker look through all its places each time.
  6. Nobody waits here: no call blocks.
+ 7. A place also shows that whoever holds it is alive: the one of a worker's lease is looked at by the host's other
+    workers, which so learn of its death at once.
 
 On several hosts each counts for itself.
 """
@@ -32,6 +34,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import socket
 import struct
 import sys
 import time
@@ -39,6 +42,7 @@ from pathlib import Path
 
 from . import tasks
 from .config import PLACES
+from .log.base import clock
 
 logger = logging.getLogger("flaskchat")
 
@@ -81,11 +85,15 @@ class Places:
         self._first = int.from_bytes(os.urandom(4), "big")
         self._files: list[int] = []
         self._open_file_locks = sys.platform == "linux"
+        self.host = socket.gethostname()
+        """Of all processes that see each other's places, and of no others; begins with the host's name."""
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             for number in range(FILES):
                 self._files.append(os.open(folder / f"{number:x}", os.O_RDWR | os.O_CREAT, 0o600))
             self._try_out()
+            at = folder.stat()
+            self.host += f" {clock()} {at.st_dev:x}:{at.st_ino:x}"
         except OSError as error:
             logger.warning("files in %s cannot be locked (%s): each worker counts by itself", folder, error)
             self.close()
@@ -110,6 +118,16 @@ class Places:
             self._held.setdefault(key, set()).add(number)
             self._next[key] = number + 1
         return Place(self, key, number)
+
+    def gone(self, host: str, key: str) -> bool:
+        """Whether whoever took the key's one place is gone, as far as can be seen from here.
+
+        :param host: theirs, of `host`. Of another's nothing is known.
+        """
+        if host != self.host or not (self._files and self._open_file_locks):
+            return False
+        file, begin = self._stretch(key)
+        return self._holder(file, begin)[0] == fcntl.F_UNLCK
 
     def _is_full(self, key: str) -> bool:
         until = self._full.get(key)
@@ -172,10 +190,16 @@ class Places:
         except _TAKEN:
             if not self._open_file_locks:
                 return at + 1
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
-            kind, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
-            return at + 1 if kind == fcntl.F_UNLCK else int(start + length)
+            kind, behind = self._holder(file, at)
+            return at + 1 if kind == fcntl.F_UNLCK else behind
         return None
+
+    @staticmethod
+    def _holder(file: int, at: int) -> tuple[int, int]:
+        """The kind of lock that is in the way of one on this byte, and the first byte behind it."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+        kind, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+        return kind, int(start + length)
 
     @staticmethod
     def _set(file: int, kind: int, at: int, open_file_locks: bool) -> None:

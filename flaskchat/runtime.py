@@ -64,7 +64,7 @@ class Runtime:
         self.places = Places(self.database.places)
         self.limits = Limits(settings, self.places)
         self.live = Live(settings.live_bytes)
-        self.holding = Holding()
+        self.holding = Holding(self._mark, self.places.host)
         self.log = open_log(settings, self.database)
         self.pump = Pump(
             self.log,
@@ -81,10 +81,15 @@ class Runtime:
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
             self.database, self.log, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced,
-            claim=self.runs.claim, chores=lambda: forget.chores(self.database, settings.retention_days),
+            gone=lambda host, worker_id: self.places.gone(host, lease_place(worker_id)), claim=self.runs.claim,
+            chores=lambda: forget.chores(self.database, settings.retention_days),
         )  # fmt: skip
         self.pump.checks.append(self._check)
         self._closed = False
+
+    def _mark(self, worker_id: str) -> Callable[[], object]:
+        place = self.places.take(lease_place(worker_id), 1)
+        return place.release if place is not None else lambda: None
 
     def start(self) -> None:
         self.log.start()
@@ -129,6 +134,11 @@ class Runtime:
             self.database.write(self.holding.release)
         except Exception:
             logger.warning("the lease could not be given back; others will find it expired")
+
+
+def lease_place(worker_id: str) -> str:
+    """The key of the place that shows that a lease's worker is alive."""
+    return f"lease {worker_id}"
 
 
 class Lazy:

@@ -7,7 +7,10 @@ Deliberate choices; do not change one without reading why:
  2. A round of looking counts only when it could write. While somebody else locks the database no worker can renew its
     lease, and no worker can count its neighbour out either.
  3. A worker is gone after GONE_AFTER such rounds: 10 to 12 seconds, with the ending inside the 15 that are promised.
- 4. Taking over deletes the lease's row, in the same breath as checking that its counter still stands. What the old
+ 4. A worker of the same host whose process is gone (`kill -9`) is seen to be gone in the next round: the kernel has
+    taken back the lock that showed it alive (see places.py). The counting is for those that stand still, and for other
+    hosts'.
+ 5. Taking over deletes the lease's row, in the same breath as checking that its counter still stands. What the old
     owner appends later is refused by the log, because the row it names is not there any more.
 """
 
@@ -48,10 +51,11 @@ class Sweeper:
     def __init__(
         self, database: Database, log: Log, holding: Holding, *, busy: Callable[[], bool],
         on_fenced: Callable[[Lease], None], claim: Callable[[], None] = lambda: None,
-        chores: Callable[[], None] = lambda: None,
+        chores: Callable[[], None] = lambda: None, gone: Callable[[str, str], bool] = lambda host, worker_id: False,
     ) -> None:  # fmt: skip
         """:param busy: whether this worker has runs, and so a lease to renew.
         :param on_fenced: called when the lease turns out to be lost.
+        :param gone: whether a lease's process, on this host, is certainly gone; must not wait.
         :param chores: called every CHORES rounds.
         :param claim: called every round while the lease is held, so that no run under it is nobody's.
         """
@@ -62,6 +66,7 @@ class Sweeper:
         self._on_fenced = on_fenced
         self._claim = claim
         self._chores = chores
+        self._gone = gone
         self._still: dict[tuple[str, int], tuple[int, int]] = {}
         """Of each other lease: its counter, and for how many rounds it has stood there."""
         self._end = tasks.Event()
@@ -137,9 +142,9 @@ class Sweeper:
         for row in c.execute(sa.select(workers).where(workers.c.id != self._holding.lease.worker_id)).all():
             beats, rounds = self._still.get((row.id, row.epoch), (-1, 0))
             rounds = rounds + 1 if beats == row.beats else 0
-            if rounds >= GONE_AFTER:
+            if rounds >= GONE_AFTER or self._gone(row.host, row.id):
                 c.execute(sa.delete(workers).where(workers.c.id == row.id, workers.c.beats == row.beats))
-                logger.warning("worker %s (pid %d on %s) is gone", row.id, row.pid, row.host)
+                logger.warning("worker %s (pid %d on %s) is gone", row.id, row.pid, row.host.partition(" ")[0])
             else:
                 seen[row.id, row.epoch] = (row.beats, rounds)
         self._still = seen

@@ -139,6 +139,29 @@ def test_a_full_key_is_not_searched_again_and_again(
     assert 1 <= len(asked) <= 5, "what lies together is passed over as one"
 
 
+def test_who_takes_a_place_is_seen_to_be_alive_until_its_process_is_gone(
+    worker: Callable[[], Places], tmp_path: Path
+) -> None:
+    one = worker()
+    command = [sys.executable, "-c", HOLD.replace("3", "1"), str(tmp_path / "places"), sys.platform]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert not one.gone(one.host, "ada")
+        other.kill()
+        other.wait()
+        assert one.gone(one.host, "ada")
+    assert not one.gone("elsewhere", "ada"), "of another host's nothing is known"
+
+
+def test_of_those_in_another_folder_nothing_is_known(tmp_path: Path, worker: Callable[[], Places]) -> None:
+    one, elsewhere = worker(), Places(tmp_path / "others")
+    assert one.host != elsewhere.host
+    assert not one.gone(elsewhere.host, "ada")
+    elsewhere.close()
+    assert one.host == worker().host
+
+
 def test_files_and_folder_are_their_owner_s_alone(worker: Callable[[], Places], tmp_path: Path) -> None:
     worker()
     folder = tmp_path / "places"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -23,8 +23,17 @@ _HELD = sa.select(workers.c.id).where(workers.c.id == sa.bindparam("worker"), wo
 
 
 class Holding:
-    def __init__(self) -> None:
+    def __init__(
+        self, mark: Callable[[str], Callable[[], object]] = lambda worker_id: lambda: None, host: str | None = None
+    ) -> None:
+        """:param mark: lets others on the host see that whoever has the lease is alive, until what it returns is called
+            or the process is gone.
+        :param host: where that can be seen.
+        """
+        self._mark = mark
+        self._host = host or socket.gethostname()
         self.lease = Lease(new_id("w"), 1)
+        self._unmark = mark(self.lease.worker_id)
         self._registered = False
         self._beats = 0
         """Never the same twice, though the row may be written down anew: who looks must not see it stand still."""
@@ -47,7 +56,7 @@ class Holding:
                 c.execute(
                     sa.insert(workers).values(
                         id=self.lease.worker_id, epoch=self.lease.epoch, beats=self._beats,
-                        host=socket.gethostname(), pid=os.getpid(),
+                        host=self._host, pid=os.getpid(),
                     )
                 )  # fmt: skip
             self._registered = True
@@ -84,6 +93,10 @@ class Holding:
         """
         if self.lease != lost:
             return False
-        self.lease = Lease(new_id("w"), lost.epoch + 1)
+        unmark = self._unmark
+        lease = Lease(new_id("w"), lost.epoch + 1)
+        self._unmark = self._mark(lease.worker_id)  # first: nobody may see the new one without it
+        self.lease = lease
+        unmark()
         self._registered = False
         return True

@@ -17,6 +17,8 @@ from tests.server.app import app, chat
 
 # A lease that stands still is counted out sooner, where a test is not about how soon.
 sweep.ROUND = float(os.environ.get("TEST_SWEEP_ROUND", sweep.ROUND))
+# Or hardly ever, where it is about how else a worker's death is seen.
+sweep.GONE_AFTER = int(os.environ.get("TEST_GONE_AFTER", sweep.GONE_AFTER))
 # And the write-ahead log goes into the database sooner, so that a test sees it happen.
 sqlite.CHECKPOINT_BYTES = int(os.environ.get("TEST_CHECKPOINT_BYTES", sqlite.CHECKPOINT_BYTES))
 # And the messages of /sse come sooner.

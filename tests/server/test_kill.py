@@ -180,8 +180,10 @@ def after(seconds: float, what: Callable[[], Any]) -> Any:
 
 
 def test_a_killed_worker_s_run_ends_as_interrupted_within_15_seconds(serve: Serve, model: Running, seed: int) -> None:
-    """With the real times; and whoever was cut off is served by the other worker within a second."""
-    server = serve(settings(model), app=FAULTY, args=KEPT)
+    """With the real times; and whoever was cut off is served by the other worker within a second. That the process is
+    gone is seen by the lock that showed it alive: nobody counts for how long its lease stands still.
+    """
+    server = serve(settings(model, TEST_GONE_AFTER=1_000_000), app=FAULTY, args=KEPT)
     history = History()
     kill = Kill(server, history, random.Random(seed), "somebody")
     kill.run(in_time=15)
