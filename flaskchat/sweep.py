@@ -6,7 +6,8 @@ Deliberate choices; do not change one without reading why:
     rounds in which it stood still. So no clock is compared with another, and a clock that is set minds nobody.
  2. A round of looking counts only when it could write. While somebody else locks the database no worker can renew its
     lease, and no worker can count its neighbour out either.
- 3. A worker is gone after GONE_AFTER such rounds: 10 to 12 seconds, with the ending inside the 15 that are promised.
+ 3. A worker is gone after GONE_AFTER such rounds: 8 to 10 seconds, so that the ending is within the 15 that are promised
+    also on a machine that has much to do.
  4. A worker of the same host whose process is gone (`kill -9`) is seen to be gone in the next round: the kernel has
     taken back the lock that showed it alive (see places.py). The counting is for those that stand still, and for other
     hosts'.
@@ -39,7 +40,7 @@ from .store.schema import conversations, runs, workers
 logger = logging.getLogger("flaskchat")
 
 ROUND = 2.0
-GONE_AFTER = 5
+GONE_AFTER = 4
 CHORES = 600
 
 WORKER_LOST = "The server that was writing this reply went away. What it had written is kept."
