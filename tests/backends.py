@@ -305,6 +305,9 @@ class Backend(NamedTuple):
         return found
 
 
+SQLITE = Backend("sqlite")
+
+
 @contextlib.contextmanager
 def opened(name: str, servers: Servers) -> Iterator[Backend]:
     """A backend without any data in it."""

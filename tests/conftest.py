@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.backends import READY, Backend, PostgresServer, RedisServer, Servers, opened
+from tests.backends import READY, SQLITE, Backend, PostgresServer, RedisServer, Servers, opened
 from tests.programs import free_port
 from tests.server import badmodel
 from tests.server.client import Client
@@ -26,6 +26,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend", default="sqlite", help="Where servers keep their data in tests that name none: `sqlite+redis`."
+    )
     parser.addoption(
         "--long", action="store_true", help="Faults and races in full: hundreds of seeds and minutes of load."
     )
@@ -105,7 +108,7 @@ def backend(request: pytest.FixtureRequest, database_servers: Servers) -> Iterat
 
     SQLite, but for tests marked with `pytest.mark.backends(...)`: those run once on each that is named.
     """
-    with opened(getattr(request, "param", "sqlite"), database_servers) as found:
+    with opened(getattr(request, "param", request.config.getoption("--backend")), database_servers) as found:
         yield found
 
 
@@ -113,9 +116,10 @@ class Server:
     """gunicorn with the test application, in a process group of its own."""
 
     def __init__(
-        self, folder: Path, settings: dict[str, object], *, workers: int, kind: str, app: str, args: list[str]
-    ) -> None:
-        self.folder = folder
+        self, folder: Path, settings: dict[str, object], *, workers: int, kind: str, app: str, args: list[str],
+        backend: Backend = SQLITE,
+    ) -> None:  # fmt: skip
+        self.folder, self.backend = folder, backend
         self._clients: list[Client] = []
         self.port = free_port()
         self.log_path = folder / f"server-{self.port}.log"
@@ -124,7 +128,7 @@ class Server:
             for key, value in os.environ.items()
             if not key.startswith(("FLASKCHAT_", "OPENAI_", "ANTHROPIC_"))
         }
-        environment |= {key: str(value) for key, value in settings.items()}
+        environment |= {key: str(value) for key, value in {**backend.settings(), **settings}.items()}
         environment |= {"TEST_INSTANCE": str(folder / "instance"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         command = [
             sys.executable, "-m", "gunicorn", "-k", kind, "-w", str(workers), "-b", f"127.0.0.1:{self.port}",
@@ -210,8 +214,8 @@ def serve(tmp_path: Path, backend: Backend) -> Iterator[Callable[..., Server]]:
         settings: dict[str, object] | None = None, *, workers: int = 2, kind: str = "gevent",
         app: str = "tests.server.app:app", args: list[str] | None = None, holds_hub: bool = False,
     ) -> Server:  # fmt: skip
-        values: dict[str, object] = {"FLASKCHAT_MODEL": "count", **backend.settings(), **(settings or {})}
-        server = Server(tmp_path, values, workers=workers, kind=kind, app=app, args=args or [])
+        values: dict[str, object] = {"FLASKCHAT_MODEL": "count", **(settings or {})}
+        server = Server(tmp_path, values, workers=workers, kind=kind, app=app, args=args or [], backend=backend)
         servers.append(server)
         if holds_hub:
             held_on_purpose.append(server)

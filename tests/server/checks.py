@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from flaskchat import sse
 from tests.conftest import Server
 from tests.server.client import TERMINAL, Client, Stream, deadline, seqs, text
+from tests.server.data import data_of
 
 FAULTY = "tests.server.faulty:app"
 
@@ -52,30 +49,18 @@ def assert_whole(client: Client, stream: Stream, frames: list[sse.Frame], state:
     assert (message["status"], message["text"]) == (state, text(frames))
 
 
-@contextlib.contextmanager
-def write_lock(server: Server) -> Iterator[None]:
-    """Hold SQLite's write lock in another process."""
-    code = (
-        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE');"
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(database(server))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    try:
-        yield
-    finally:
-        process.communicate()
+def write_lock(server: Server) -> AbstractContextManager[None]:
+    """Keep everybody from writing to the database, as somebody does that holds its lock."""
+    return data_of(server).locked()
 
 
 def database(server: Server) -> Path:
+    """SQLite's file."""
     return server.folder / "instance" / "flaskchat.sqlite3"
 
 
 def rows(server: Server, statement: str, *values: object) -> list[Any]:
-    with contextlib.closing(sqlite3.connect(database(server))) as connection:
-        return connection.execute(statement, values).fetchall()
+    return data_of(server).rows(statement, *values)
 
 
 def ask(client: Client, **directive: Any) -> tuple[dict[str, Any], Stream]:

@@ -1,9 +1,8 @@
-"""What is left when a test is over: the store and the log as they stand in the file, and what the processes hold."""
+"""What is left when a test is over: the store and the log as they stand in the backend, and what the processes hold."""
 
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from flaskchat.log.base import Append
-from flaskchat.log.rows import decode_row
 from tests.conftest import Server
 from tests.server.badmodel import Running
 from tests.server.client import deadline
+from tests.server.data import FAILURES, Log, data_of
 
 
 class Run(NamedTuple):
@@ -52,46 +50,39 @@ class Dump:
 
     def __init__(
         self, runs: list[Run], messages: list[Message], frames: dict[str, bytes], requests: list[Request],
-        journal: dict[int, tuple[str, list[Append]]],
+        journal: Log, *, repeats: bool = False,
     ) -> None:  # fmt: skip
         """:param runs: in the order in which they began.
-        :param journal: by the row's id: who wrote it, and the appends in it.
+        :param repeats: whether the log may hold the same events twice.
         """
         self.runs = {run.id: run for run in runs}
         self.messages = {message.id: message for message in messages}
-        self.frames, self.requests, self.journal = frames, requests, journal
+        self.frames, self.requests, self.journal, self.repeats = frames, requests, journal, repeats
 
     @classmethod
     def of(cls, server: Server | Path, tap: Tap | None = None) -> Dump:
         """:param tap: has kept the rows that have left the journal since."""
-        path = server if isinstance(server, Path) else server.folder / "instance" / "flaskchat.sqlite3"
-        with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as c:
-            c.execute("BEGIN")
+        data = data_of(server)
+        with data.snapshot() as ask:
 
-            def rows(kind: Any, table: str) -> list[Any]:
+            def rows(kind: Any, table: str, order: str) -> list[Any]:
                 names = ", ".join(kind._fields)
-                return [kind(*row) for row in c.execute(f"SELECT {names} FROM flaskchat_{table} ORDER BY rowid")]
+                return [kind(*row) for row in ask(f"SELECT {names} FROM flaskchat_{table} ORDER BY {order}")]
 
             journal = dict(tap.rows) if tap is not None else {}
-            journal.update(journal_of(c, 0))
-            frames = {run_id: bytes(f) for run_id, f in c.execute("SELECT run_id, frames FROM flaskchat_run_events")}
-            return cls(rows(Run, "runs"), rows(Message, "messages"), frames, rows(Request, "requests"), journal)
-
-
-def journal_of(c: sqlite3.Connection, after: int) -> dict[int, tuple[str, list[Append]]]:
-    statement = "SELECT id, worker_id, version, data FROM flaskchat_journal WHERE id > ? ORDER BY id"
-    return {
-        row_id: (worker, [entry for entry in decode_row(version, data) if isinstance(entry, Append)])
-        for row_id, worker, version, data in c.execute(statement, (after,)).fetchall()
-    }
+            journal.update(data.log(ask, journal))
+            frames = {run_id: bytes(f) for run_id, f in ask("SELECT run_id, frames FROM flaskchat_run_events")}
+            runs = rows(Run, "runs", "first_row, started_at")
+            messages, requests = rows(Message, "messages", "id"), rows(Request, "requests", "client_id")
+        return cls(runs, messages, frames, requests, journal, repeats=data.repeats)
 
 
 class Tap:
-    """Keeps every row of the journal, which the workers prune after half a minute. Use as a context manager."""
+    """Keeps every row of the log, which the workers prune after a while. Use as a context manager."""
 
     def __init__(self, server: Server | Path) -> None:
-        self.path = server if isinstance(server, Path) else server.folder / "instance" / "flaskchat.sqlite3"
-        self.rows: dict[int, tuple[str, list[Append]]] = {}
+        self._data = data_of(server)
+        self.rows: Log = {}
         self.failed = 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tap")
@@ -108,9 +99,9 @@ class Tap:
         while True:
             ending = self._end.is_set()
             try:
-                with contextlib.closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=1)) as c:
-                    self.rows.update(journal_of(c, max(self.rows, default=0)))
-            except sqlite3.Error:
+                with self._data.snapshot() as ask:
+                    self.rows.update(self._data.log(ask, self.rows))
+            except FAILURES:
                 self.failed += 1
             if ending:
                 return

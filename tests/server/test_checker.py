@@ -13,6 +13,7 @@ import pytest
 
 from flaskchat.log.base import Append
 from tests.server.checker import check
+from tests.server.data import Log
 from tests.server.dump import Dump, Gauge, Message, Request, Run, not_back
 from tests.server.evidence import Violation
 from tests.server.history import Answer, Event, Fault, History, Post, Reading, Wire
@@ -46,7 +47,8 @@ class World:
         )  # fmt: skip
         self.message = Message("m_a", "c_a", "assistant", "".join(WORDS), "done", "run_a")
         self.frames = list(FRAMES)
-        self.journal: dict[int, tuple[str, list[Append]]] = {
+        self.repeats = False
+        self.journal: Log = {
             1: ("w_a", [Append("run_a", 1, FRAMES[:3])]),
             2: ("w_a", [Append("run_a", 4, FRAMES[3:], True)]),
         }
@@ -67,7 +69,7 @@ class World:
 
     def violations(self) -> list[Violation]:
         frames = {"run_a": b"".join(self.frames)} if self.frames else {}
-        dump = Dump(self.runs, [self.message], frames, self.requests, self.journal)
+        dump = Dump(self.runs, [self.message], frames, self.requests, self.journal, repeats=self.repeats)
         return check(self.history, dump, self.stats)
 
 
@@ -310,6 +312,18 @@ def test_a_violation_names_run_event_and_client() -> None:
     gap(world)
     (violation,) = world.violations()
     assert str(violation) == "order: 5 came after a gap, after 3 (run run_a, seq 5, client alice)"
+
+
+def test_an_append_may_be_made_again_where_its_answer_can_be_lost_if_it_says_the_same() -> None:
+    world = World()
+    appended_again(world)
+    assert {violation.rule for violation in world.violations()} == {"log"}
+    world.repeats = True
+    assert world.violations() == []
+    world.journal[3] = ("w_a", [Append("run_a", 4, FRAMES[3:], True)])  # and the whole of it once more
+    assert world.violations() == []
+    world.journal[3] = ("w_a", [Append("run_a", 4, [FRAMES[4], FRAMES[3]])])
+    assert {violation.rule for violation in world.violations()} == {"log"}
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])

@@ -2,13 +2,10 @@
 
 import json
 import random
-import subprocess
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +13,7 @@ import pytest
 from flaskchat import sse
 from tests.conftest import Server, asking
 from tests.server.badmodel import Running, text_of
+from tests.server.checks import write_lock
 from tests.server.client import TERMINAL, Client, Stream, deadline, seqs, text
 
 
@@ -173,24 +171,6 @@ def test_stop_through_the_other_worker_closes_the_model_within_300_ms(
     assert text_of(directive).startswith(message["text"])
 
 
-@contextmanager
-def write_lock(path: str) -> Iterator[None]:
-    """Hold SQLite's write lock in another process."""
-    code = (
-        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE');"
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    try:
-        yield
-    finally:
-        process.communicate()
-
-
 def test_a_database_locked_for_ten_seconds_delays_nobody_else_and_loses_no_token(
     serve: Callable[..., Server], model: Running, long: bool
 ) -> None:
@@ -202,7 +182,7 @@ def test_a_database_locked_for_ten_seconds_delays_nobody_else_and_loses_no_token
     frames = stream.take(10)
     connections = [client.connect_to(pid) for pid in chat_server.workers()]
     slowest, asked = 0.0, 0
-    with write_lock(str(chat_server.folder / "instance" / "flaskchat.sqlite3")):
+    with write_lock(chat_server):
         until = time.monotonic() + seconds
         post = threading.Thread(target=lambda: refused.append(server_client.send("late").status))
         refused: list[int] = []
