@@ -6,7 +6,7 @@ Deliberate choices; do not change one without reading why:
     rounds in which it stood still. So no clock is compared with another, and a clock that is set minds nobody.
  2. A round of looking counts only when it could write. While somebody else locks the database no worker can renew its
     lease, and no worker can count its neighbour out either.
- 3. A worker is gone after GONE_AFTER such rounds: 8 to 10 seconds, so that the ending is within the 15 that are promised
+ 3. A worker is gone after GONE_AFTER such rounds: 8 to 10 seconds, so that the ending is within the 15 promised
     also on a machine that has much to do.
  4. A worker of the same host whose process is gone (`kill -9`) is seen to be gone in the next round: the kernel has
     taken back the lock that showed it alive (see places.py). The counting is for those that stand still, and for other
