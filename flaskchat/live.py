@@ -154,7 +154,10 @@ class Live:
             self.watchers -= not run.own
 
     def foreign(self) -> list[LiveRun]:
-        return [run for run in self._runs.values() if not run.own]
+        return [run for run in tuple(self._runs.values()) if not run.own]  # others may add to them
+
+    def own(self) -> list[LiveRun]:
+        return [run for run in tuple(self._runs.values()) if run.own]
 
     def apply(self, entry: Append) -> None:
         """Take in what another worker has appended. What is there already is passed over; a gap closes the run."""

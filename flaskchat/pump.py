@@ -5,8 +5,8 @@ Deliberate choices; do not change one without reading why:
  1. One task per worker does it for all runs. A greenlet, timer, lock or commit per run or token is what makes others
     dear.
  2. A tick comes at once after silence, then at most every TICK seconds: what came in between is one event per run.
- 3. The commit runs in a native thread (its file may be slow), and nothing is gathered meanwhile: the models' sockets
-    hold what comes, and the next tick has it all.
+ 3. The commit does not hold the hub (the log says how it is called; a file's may be slow), and nothing is gathered
+    meanwhile: the models' sockets hold what comes, and the next tick has it all.
  4. When the log cannot be written, what was gathered is kept and tried again; past a bound the sources are not read.
     Heartbeats, deadlines and Stop go on, because the log is asked with a short patience. It is read all the same: a
     lock or a full disk stops the writers, not the readers of other workers' runs.
@@ -96,7 +96,6 @@ class Pump:
         self._touched: deque[Feed] = deque()
         self._again: list[Feed] = []
         self._news: list[Entry] = []
-        self._thread = tasks.Offloader(1)
         self._following = False
         self._moving = False
         """Whether the last tick brought something: then the next one looks without waiting for a socket first."""
@@ -180,7 +179,7 @@ class Pump:
 
         :raises LogUnavailable: the log cannot be read at the moment.
         """
-        return self._thread.call(self.log.read, run_id)
+        return self.log.calls.call(self.log.read, run_id)
 
     def close(self, timeout: float) -> None:
         """Commit what is pending and end; at most `timeout` seconds."""
@@ -189,9 +188,9 @@ class Pump:
         if self._task is not None:
             self._task.join(timeout)
         if self._task is None or not self._task.is_alive():
-            self._thread.call(self.log.close)
+            self.log.calls.call(self.log.close)
             self.poller.close()
-        self._thread.close()
+        self.log.calls.close()
 
     # -- the tick --------------------------------------------------------------------------------------------------
 
@@ -313,7 +312,7 @@ class Pump:
             if ended:
                 endings.append(feed.ending(frames))
         try:
-            refused, came = self._thread.call(self._turn, lease, entries, endings, follow, looked_for)
+            refused, came = self.log.calls.call(self._turn, lease, entries, endings, follow, looked_for)
         except BaseException as error:
             self._keep(moved)
             if isinstance(error, Fenced):
@@ -322,12 +321,13 @@ class Pump:
             raise
         if refused is None:
             self._moving = bool(moved)
-            for number, (feed, frames, ended) in enumerate(moved, 1):
-                self._publish(feed, frames, ended)
-                if number % TURNS == 0:
-                    tasks.sleep(0)
         else:
-            self._keep(moved)
+            self._keep([one for one in moved if one[0].begun.run_id not in refused.finished])
+            moved = [one for one in moved if one[0].begun.run_id in refused.finished]
+        for number, (feed, frames, ended) in enumerate(moved, 1):
+            self._publish(feed, frames, ended)
+            if number % TURNS == 0:
+                tasks.sleep(0)
         self._take_in()
         return refused, came
 
@@ -352,7 +352,7 @@ class Pump:
     def _turn(
         self, lease: Lease, entries: list[Append], endings: list[Ending], follow: bool, looked_for: bool
     ) -> tuple[LogUnavailable | None, bool]:
-        """In the native thread: append, then see what is new, also where nothing could be appended. See `_commit`."""
+        """By way of the log's `calls`: append, then see what is new, also where nothing could be appended. See `_commit`."""
         refused: LogUnavailable | None = None
         try:
             if follow and not self._following:
@@ -361,8 +361,9 @@ class Pump:
             self._news.extend(self.log.turn(lease, entries, endings))
         except LogUnavailable as error:
             refused = error
-        if refused is not None or (entries and looked_for):
-            # A turn that appends must not fail over what it reads, so it does not say either whether it could read.
+        if refused is not None or (looked_for and (entries or self.log.tells)):
+            # A turn that appends must not fail over what it reads, so it does not say either whether it could read;
+            # and one of a log that tells has not looked.
             try:
                 self._news.extend(self.log.turn(None, [], []))
             except LogUnavailable:
@@ -382,6 +383,7 @@ class Pump:
     def _stop_following(self) -> None:
         if self._following:
             self._following = False
+            self.log.unfollow()
             for run in self.live.foreign():
                 self.live.drop(run.run_id)
                 run.close()

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from . import sse
+from . import sse, tasks
 from .config import Settings
 from .errors import NotFound, Unavailable
 from .feed import Feed
@@ -71,6 +71,7 @@ class Readers:
         self._signed_out: dict[str, float] = {}
         """Who signed out lately, and when (monotonic)."""
         self._places = 0
+        self._loading = tasks.Lock()
         pump.checks.append(self.check)
         pump.busy = lambda: bool(self._open)
         pump.on_leave = self._leave_asked
@@ -224,16 +225,25 @@ class Readers:
         came = self.pump.refresh()
         feed = self.pump.feeds.get(run_id)
         run = feed.live if feed is not None else self._live.get(run_id)
-        if run is None:
-            if not came:
-                raise _unreadable()
-            run = self._live.loading(run_id)
-            try:
-                self._live.loaded(run, self.pump.read(run_id))
-            except LogUnavailable:
+        if run is None or run.held is not None:
+            with self._loading:  # whoever comes while it is being read must not find it half
+                run = self._live.get(run_id)
+                if run is None:
+                    run = self._load(run_id, came)
+        return run
+
+    def _load(self, run_id: str, came: bool) -> LiveRun:
+        if not came:
+            raise _unreadable()
+        run = self._live.loading(run_id)
+        try:
+            self._live.loaded(run, self.pump.read(run_id))
+        except LogUnavailable:
+            raise _unreadable() from None
+        finally:
+            if run.held is not None:  # it could not be read, or whoever read it was killed
                 self._live.drop(run_id)
                 run.close()
-                raise _unreadable() from None
         return run
 
     def _finished(self, run_id: str, cursor: int | None, visitor: Visitor) -> Reader | None:

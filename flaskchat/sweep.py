@@ -110,12 +110,12 @@ class Sweeper:
             self._claim()
         else:
             self._on_fenced(lease)
+        self._database.checkpoint()  # before the log is asked, which may be elsewhere and away
         past = self._log.past(orphans) if orphans else {}
         for run_id, frames in past.items():
             if self._end_orphan(run_id, frames):
                 logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
         self._log.prune()
-        self._database.checkpoint()
 
     def _end_orphan(self, run_id: str, frames: list[bytes]) -> bool:
         """End one run whose worker is gone, with the text that is in the log.

@@ -139,6 +139,42 @@ class Offloader:
             self._pool = None
 
 
+class Errands:
+    """One at a time, for calls that wait without holding the hub, but must not be cut in two: each is made in a
+    greenlet that nobody knows of, so that whoever kills its caller does not kill it. Without gevent nobody is killed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function`; it comes to its end also where the caller does not."""
+        if not cooperative():
+            with self._lock:
+                return function(*args, **kwargs)
+        import gevent
+
+        value, error = gevent.spawn(self._carry_out, function, args, kwargs).get()
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
+
+    def _carry_out(self, function: Callable[..., object], args: Any, kwargs: Any) -> Any:
+        with self._lock:
+            return _outcome(function, args, kwargs)
+
+    def close(self) -> None:
+        pass
+
+
+class Caller(Protocol):
+    """An `Offloader` or `Errands`."""
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def close(self) -> None: ...
+
+
 def wait_readable(fd: int, timeout: float) -> bool:
     """Wait until `fd` can be read, or its peer has closed it, at most `timeout` seconds.
 

@@ -10,6 +10,7 @@ import pytest
 
 from flaskchat import feed as feeds
 from flaskchat import pump as pumps
+from flaskchat import tasks
 from flaskchat.errors import ModelRaised
 from flaskchat.feed import Feed
 from flaskchat.live import Live, LiveRun
@@ -26,6 +27,7 @@ class Memory:
     tells = False
 
     def __init__(self) -> None:
+        self.calls = tasks.Offloader(1)
         self.on_news: Callable[[], None] = lambda: None
         self.appended: list[tuple[str, Append]] = []
         self.endings: list[Ending] = []
@@ -55,6 +57,9 @@ class Memory:
 
     def follow(self) -> list[Entry]:
         return self.before
+
+    def unfollow(self) -> None:
+        pass
 
     def read(self, run_id: str) -> list[Append]:
         return [entry for _, entry in self.appended if entry.run_id == run_id]

@@ -17,6 +17,7 @@ import msgspec
 
 from ..errors import FlaskChatError
 from ..store.base import Ending, Lease
+from ..tasks import Caller
 
 
 class Append(msgspec.Struct, array_like=True, tag="a", frozen=True, gc=False):
@@ -75,12 +76,17 @@ Entry = Append | Control
 class LogUnavailable(FlaskChatError):
     """The log cannot be written or read at the moment; the same call may be made again."""
 
+    finished: Collection[str] = ()
+    """Runs that have ended all the same: the store has them, whole. They are not to be appended again."""
+
 
 class Log(Protocol):
-    """One worker's side of it. `turn`, `follow` and `read` are the pump's: one call at a time, off the hub. The others
-    may be called by any task, and wait as the store's calls do.
+    """One worker's side of it. `turn`, `follow` and `read` are the pump's: one call at a time, by way of `calls`. The
+    others may be called by any task, and wait as the store's calls do.
     """
 
+    calls: Caller
+    """How the pump's calls are made, so that they neither hold the hub nor are cut in two."""
     tells: bool
     """Whether `on_news` is called for all that others append. Otherwise somebody who waits looks again each tick."""
     on_news: Callable[[], None]
@@ -96,17 +102,22 @@ class Log(Protocol):
         """Append what one tick brought and, for runs that ended, finish them in the store: all of it or nothing. Then
         return what others have appended since the last turn.
 
-        :param lease: under which `entries` are appended; may be None where there are none.
+        :param lease: under which `entries` are appended. None, without entries: somebody waits for what others have
+            appended, so it is looked for also by a log that tells.
         :raises Fenced: nothing was appended, and nothing more will be under this lease.
         :raises LogUnavailable: nothing was appended; call again with the same. Where there was nothing to append, the
             log cannot be read; a turn that has appended does not fail over that, and the next one returns more.
         """
 
     def follow(self) -> list[Entry]:
-        """Every entry that is in the log, oldest first; `turn` goes on from there.
+        """What is in the log, oldest first; `turn` goes on from there. A log that is asked run by run has only what is
+        for everybody here, and follows the others' runs that are in memory.
 
         :raises LogUnavailable: call again.
         """
+
+    def unfollow(self) -> None:
+        """Nobody waits here for what others append, until `follow` is called again. Does not wait."""
 
     def read(self, run_id: str) -> list[Append]:
         """One run's entries, oldest first: for a reader that is behind what memory holds.
@@ -144,8 +155,14 @@ class Log(Protocol):
         :raises Unavailable:
         """
 
+    def ready(self) -> None:
+        """Whether it can be used at the moment.
+
+        :raises LogUnavailable: why not.
+        """
+
     def prune(self) -> None:
-        """Remove what nobody can need any more; called every now and then.
+        """Remove what nobody can need any more, and see to what was left undone; called every now and then.
 
         :raises Unavailable:
         """

@@ -134,6 +134,9 @@ class Journal(Rows):
         self._cursor, self._following = 0, True
         return self._entries(raw.execute(_NEWER, (self._worker_id, 0)).fetchall())
 
+    def unfollow(self) -> None:
+        self._following = False
+
     def read(self, run_id: str) -> list[Append]:
         rows = self._guard(lambda: self._open().execute(_NEWER, ("", 0)).fetchall())
         return pick(run_id, [(version, data) for _, version, data in rows])

@@ -14,6 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from .. import tasks
 from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Database
@@ -65,6 +66,7 @@ class Rows:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.calls: tasks.Caller = tasks.Offloader(1)
         self._marks: deque[tuple[float, int]] = deque()
         """The newest row at some moments (monotonic), oldest first."""
 
@@ -73,6 +75,12 @@ class Rows:
 
     def stop(self) -> None:
         pass
+
+    def unfollow(self) -> None:
+        """What comes meanwhile is in the rows."""
+
+    def ready(self) -> None:
+        """As the store is, which is asked by itself."""
 
     def announce(self, entry: Control) -> None:
         self._database.write(lambda c: _insert(c, [entry]))
