@@ -59,6 +59,7 @@ class Settings:
     redis_url: str | None = _setting(
         None, "Redis that holds the log of live replies; absent: the database does.", secret=True
     )
+    redis_prefix: str = _setting("flaskchat", "What the names of its keys begin with, where several share one Redis.")
     database_timeout: float = _setting(
         5.0,
         "How long a request waits for the database's lock before it is answered with 503.",
@@ -161,6 +162,10 @@ class Settings:
                 f"{PREFIX}URL_PREFIX={self.url_prefix!r}: expected a path such as '/chat', or '' for the root"
             )
         object.__setattr__(self, "url_prefix", path)
+        if not self.redis_prefix or "{" in self.redis_prefix or "}" in self.redis_prefix:
+            raise ConfigurationError(
+                f"{PREFIX}REDIS_PREFIX={self.redis_prefix!r}: expected a word without braces, the keys' hash tag"
+            )
 
     def __repr__(self) -> str:
         rows = (f"{setting.field}={setting.show(getattr(self, setting.field))}" for setting in SETTINGS)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from . import cli, config, server, signals, tasks
 from .errors import ConfigurationError
 from .feed import Feed
+from .log import link
 from .providers.callable import Function
 from .providers.registry import Registry
 from .runtime import Lazy, Runtime
@@ -83,6 +84,9 @@ class FlaskChat:
             raise ConfigurationError(
                 f"FLASKCHAT_DATABASE_URL={shown}: expected an SQLAlchemy URL such as 'sqlite:////var/lib/chat.sqlite3'"
             ) from None
+
+        if settings.redis_url is not None:
+            link.where(settings.redis_url)  # also loads redis-py now, and not under the first request
 
         herald = Herald(app)
         identity = Identity(app, self._identity, required=settings.identity_required)

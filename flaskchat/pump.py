@@ -352,7 +352,7 @@ class Pump:
     def _turn(
         self, lease: Lease, entries: list[Append], endings: list[Ending], follow: bool, looked_for: bool
     ) -> tuple[LogUnavailable | None, bool]:
-        """By way of the log's `calls`: append, then see what is new, also where nothing could be appended. See `_commit`."""
+        """Append, then see what is new, also where nothing could be appended. See `_commit`."""
         refused: LogUnavailable | None = None
         try:
             if follow and not self._following:

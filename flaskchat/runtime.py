@@ -65,7 +65,7 @@ class Runtime:
         self.limits = Limits(settings, self.places)
         self.live = Live(settings.live_bytes)
         self.holding = Holding(self._mark, self.places.host)
-        self.log = open_log(settings, self.database)
+        self.log = open_log(settings, self.database, self.live)
         self.pump = Pump(
             self.log,
             self.live,

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from flask import Blueprint, Response
 
 from ..errors import FlaskChatError, NotReady, Unavailable
+from ..log.base import LogUnavailable
 from ..state import current_state
 from . import base
 
@@ -34,6 +35,10 @@ def readyz() -> Response:
     except Unavailable as error:
         name = {"log_unavailable": "log"}.get(error.problem_code, error.problem_code)
         wrong[name] = error.detail
+    try:
+        runtime.pump.log.ready()
+    except LogUnavailable as error:
+        wrong["log"] = str(error)
     if wrong:
         return _not_ready(wrong)
     return base.json(

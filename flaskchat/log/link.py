@@ -1,0 +1,267 @@
+"""One connection to the Redis that holds the log: where that is, how it is found again, what a failure costs.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. A connection has one user and there is no pool: whatever cuts a command in two (a timeout, a greenlet that is
+    killed) closes it, so that no answer is ever left for the next one to read.
+ 2. Nothing is repeated here. A command whose answer is lost may have been carried out; only the caller knows whether
+    it may be made again. The one exception is MOVED, which says that nothing was done.
+ 3. A cluster needs no client of its own: all keys have one hash tag, so they are on one node, and that node's
+    neighbours say which it is.
+ 4. After a failure the next attempts fail at once for a moment, differently long in each process: callers come every
+    few milliseconds, and a server that starts must not meet all workers at the same time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from ..config import without_passwords
+from ..errors import ConfigurationError
+from .base import LogUnavailable
+
+TIMEOUT = 2.0
+"""Seconds for a connect, and for each answer."""
+PAUSE = (0.1, 0.5)
+"""Seconds, from and to, in which nothing is tried after a failure."""
+SCHEMES = {
+    "redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "redis+cluster": "redis",
+    "rediss+cluster": "rediss", "redis+sentinel": "redis", "rediss+sentinel": "rediss", "unix": "unix",
+}  # fmt: skip
+
+Command = Sequence[bytes]
+
+
+class Where(NamedTuple):
+    """What FLASKCHAT_REDIS_URL says."""
+
+    hosts: list[tuple[str, int]]
+    """Of the servers, or of the sentinels; none for a Unix socket."""
+    service: str
+    """The name under which sentinels know the server; empty where there are none."""
+    options: dict[str, Any]
+    """For redis-py's connection, but for the host."""
+    sentinel_options: dict[str, Any]
+
+
+def redis_module() -> ModuleType:
+    """:raises ConfigurationError: redis-py is not installed."""
+    try:
+        return importlib.import_module("redis.connection")
+    except ImportError:
+        raise ConfigurationError(
+            "FLASKCHAT_REDIS_URL needs redis-py, which is not installed: pip install 'flaskchat[redis]'"
+        ) from None
+
+
+def where(url: str) -> Where:
+    """Read an address: `redis://[user:password@]host[:port][,host:port …][/db]`, `rediss://` with TLS, `unix:///path`,
+    `redis+sentinel://[user:password@]host:port,host:port/service[/db]`; options of redis-py as a query.
+
+    :raises ConfigurationError:
+    """
+    module = redis_module()
+    scheme, found, rest = url.partition("://")
+    try:
+        if not found or scheme not in SCHEMES:
+            raise ValueError(f"it must begin with one of {', '.join(f'{name}://' for name in SCHEMES)}")
+        if scheme == "unix":
+            return Where([], "", _options(module.parse_url(url)), {})
+        netloc, slash, path = rest.partition("/")
+        netloc, mark, query = netloc.partition("?") if not slash else (netloc, "", "")
+        path, mark, query = path.partition("?") if slash else (path, mark, query)
+        user, at, names = netloc.rpartition("@")
+        sentinel = scheme.endswith("+sentinel")
+        parts = [urlsplit(f"//{name}") for name in names.split(",")]
+        hosts = [(part.hostname or "localhost", part.port or (26379 if sentinel else 6379)) for part in parts]
+        service, _, db = path.partition("/") if sentinel else ("", "", path)
+        if sentinel and not service:
+            raise ValueError("the sentinels' name of the server is missing: redis+sentinel://host:port/name")
+        asked = {key: values[0] for key, values in parse_qs(query).items()}
+        own = {key.removeprefix("sentinel_"): asked.pop(key) for key in [*asked] if key.startswith("sentinel_")}
+        more = "&".join(item for item in query.split("&") if item and not item.startswith("sentinel_"))
+        plain = f"{SCHEMES[scheme]}://{user}{at}host/{db}" + (f"?{more}" if more else "")
+        if db and not db.isdigit():
+            raise ValueError(f"{db!r} is no number of a database")
+        return Where(hosts, service, _options(module.parse_url(plain)), _options(own | {"scheme": SCHEMES[scheme]}))
+    except (ValueError, TypeError) as error:
+        shown = without_passwords(url)
+        raise ConfigurationError(f"FLASKCHAT_REDIS_URL={shown!r} cannot be read: {error}") from None
+
+
+def _options(found: dict[str, Any]) -> dict[str, Any]:
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    module = redis_module()
+    options = {key: value for key, value in found.items() if key not in ("host", "port", "max_connections", "timeout")}
+    if options.pop("scheme", "") == "rediss":
+        options["connection_class"] = module.SSLConnection
+    return options | {
+        "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0, "protocol": 2, "decode_responses": False,
+    }  # fmt: skip
+
+
+def pack(command: Command) -> bytes:
+    """A command as it is sent (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
+    return b"*%d\r\n" % len(command) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in command])
+
+
+class Link:
+    """Used by one task at a time."""
+
+    def __init__(self, place: Where) -> None:
+        self._place = place
+        self._first = random.randrange(len(place.hosts)) if place.service else 0
+        """Which of the hosts is tried first."""
+        self._moved: tuple[str, int] | None = None
+        """Where a cluster's node said that our keys are."""
+        self._connection: Any = None
+        self._not_before = 0.0
+        self._why = ""
+        self.generation = 0
+        """Counts the connections: what one server had may be gone from the next."""
+        from redis import exceptions
+
+        self._failures = (exceptions.RedisError, OSError)
+        self._error = exceptions.ResponseError
+        self._of_no_use = (exceptions.ReadOnlyError, exceptions.ClusterDownError, exceptions.MasterDownError)
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    def ask(self, *commands: Command) -> list[Any]:
+        """Send them all at once.
+
+        :returns: an answer for each; an error of a single one is its answer.
+        :raises LogUnavailable: any of them may have been carried out.
+        """
+        try:
+            if self._connection is None:
+                self.connect()
+            replies = self._ask(commands)
+            moved = next((str(reply) for reply in replies if str(reply).startswith("MOVED ")), "")
+            if moved:
+                self._follow(moved)
+                replies = self._ask(commands)
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, self._failures):
+                raise
+            raise self._failed(error) from error
+        for reply in replies:
+            if isinstance(reply, self._error):
+                self._look_at(reply)
+        return replies
+
+    def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        connection = self._connection
+        connection.send_packed_command([b"".join(map(pack, commands))])
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except self._error as error:
+                replies.append(error)
+        return replies
+
+    def _look_at(self, error: Exception) -> None:
+        if isinstance(error, self._of_no_use):  # a failover: the server that takes writes is another now
+            self.close()
+            self._first += 1
+            raise self._failed(error) from error
+        if str(error).startswith(("ASK ", "TRYAGAIN")):
+            raise LogUnavailable(f"Redis: {error}") from error
+
+    def _failed(self, error: BaseException) -> LogUnavailable:
+        self._not_before = time.monotonic() + random.uniform(*PAUSE)
+        self._why = f"Redis: {error or type(error).__name__}"
+        return LogUnavailable(self._why)
+
+    def _follow(self, moved: str) -> None:
+        host, _, port = moved.split(" ")[2].rpartition(":")
+        self._moved = (host or self._connection.host, int(port))
+        self.close()
+        self.connect()
+
+    # -- finding the server ----------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """:raises LogUnavailable: no server could be reached; or one could not a moment ago."""
+        now = time.monotonic()
+        if now < self._not_before:
+            raise LogUnavailable(self._why)
+        error: BaseException = LogUnavailable("no server")
+        places = self._places()
+        for number in range(len(places)):
+            place = places[(self._first + number) % len(places)]
+            try:
+                address = self._master(place) if self._place.service else place
+                self._connection = self._open(address, self._place.options)
+                self._first = (self._first + number) % len(places)
+                self.generation += 1
+                return
+            except self._failures as failed:
+                error = failed
+            except LogUnavailable as failed:
+                error = failed
+            self._moved = None
+            if time.monotonic() - now > TIMEOUT:  # the next attempt begins with the next one
+                self._first = (self._first + number + 1) % len(places)
+                break
+        raise self._failed(error) from error
+
+    def _places(self) -> list[tuple[str, int] | None]:
+        if self._moved is not None:
+            return [self._moved, *self._place.hosts]
+        return list(self._place.hosts) or [None]
+
+    def _open(self, address: tuple[str, int] | None, options: dict[str, Any]) -> Any:
+        module, options = redis_module(), dict(options)
+        kind = options.pop("connection_class", module.Connection)
+        if address is not None:
+            options |= {"host": address[0], "port": address[1]}
+        try:
+            connection = kind(**options)
+        except TypeError as error:
+            raise ConfigurationError(f"FLASKCHAT_REDIS_URL: {error}") from None
+        try:
+            connection.connect()
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+    def _master(self, sentinel: tuple[str, int] | None) -> tuple[str, int]:
+        """Which server a sentinel names; it must say of itself that it is one that takes writes."""
+        asked = self._open(sentinel, self._place.sentinel_options)
+        try:
+            asked.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._place.service)
+            found = asked.read_response()
+        finally:
+            asked.disconnect()
+        if not found:
+            raise LogUnavailable(f"the sentinel does not know {self._place.service!r}")
+        address = (found[0].decode(), int(found[1]))
+        server = self._open(address, self._place.options)
+        try:
+            server.send_command("ROLE")
+            role = server.read_response()[0]
+        finally:
+            server.disconnect()
+        if role != b"master":
+            raise LogUnavailable(f"a failover is going on: {address[0]}:{address[1]} is no master yet")
+        return address
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()

@@ -1,0 +1,356 @@
+"""The log in Redis Streams: a stream for each live run, read by whichever worker has readers of it.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. The id of an entry is the seq of its last frame. Redis itself refuses an id that is not above the last one, so a
+    repeated append cannot stand twice, and whoever reads from a cursor is given all that has something new in it.
+ 2. An append that is refused, or finds its stream gone, is looked at (`_settle`): what stands there must be, byte for
+    byte, what we have. Then the rest is written from memory, where all events of our live runs are until they end. So
+    is what a Redis lost that came back without its last seconds: each new connection is compared first (`_mend`).
+ 3. Whoever takes a run over first seals its stream, with an entry whose id is above all others, and only then reads it.
+    So an owner that was held up and goes on cannot append after the reading. Before the seal its append is read, at the
+    seal it is refused, and it learns that it is fenced; there is nothing between. Two that take over at once seal once
+    and read the same; the store decides who ends the run. The terminal event follows the seal, at the id above it.
+ 4. A seal may be lost with a Redis that loses data. So nobody writes a stream anew without asking the store for the
+    lease, which is the truth; and when the store says that a run has ended, nothing in Redis matters any more.
+ 5. A run ends in the store first, whole, and then in its stream. Where the second does not happen (the worker died, or
+    Redis is away) the run has ended all the same. Everybody asks the store about runs that are watched here and have
+    been silent for a round of the sweep, and takes their end from there.
+ 6. Live streams are never trimmed, only expire where nobody has renewed them for a day. One that has ended stays some
+    minutes, for those that are behind.
+ 7. Entries are small messages of our own (rows.py), each with its version, so that two versions can share a Redis while
+    one follows the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from .. import tasks
+from ..errors import Unavailable
+from ..store import finish
+from ..store.base import Ending, Fenced, Lease
+from ..store.engine import Database
+from ..store.schema import run_events, runs, workers
+from . import streams
+from .base import Append, Control, Entry, LogUnavailable
+from .endings import Endings
+from .link import Command, Link, Where
+from .server import Server
+from .tail import Memory, Tail
+
+logger = logging.getLogger("flaskchat")
+
+TOGETHER = 200
+"""Streams that are looked at in one go."""
+
+
+class RedisLog:
+    tells = True
+
+    def __init__(self, place: Where, prefix: str, database: Database, memory: Memory) -> None:
+        """:param memory: the live runs of this worker."""
+        self.calls: tasks.Caller = tasks.Errands()
+        self.on_news: Callable[[], None] = lambda: None
+        self._database = database
+        self._memory = memory
+        self._keys = streams.Keys(prefix)
+        self._endings = Endings(database)
+        self._link = Link(place)
+        self._server = Server()
+        self._tail = Tail(lambda: Link(place), self._keys, memory, lambda: self.on_news())
+        self._mended = 0
+        """On which connection our runs were compared with their streams."""
+        self._beside = Link(place)
+        """For all calls but the pump's."""
+        self._errands = tasks.Errands()
+        self._silent: dict[str, int] = {}
+        """Runs of others that are in memory, and how far they were, at the last look."""
+        self._unwatched: set[str] = set()
+        self._forgotten: set[str] = set()
+        """Runs whose streams are still to be deleted."""
+
+    def start(self) -> None:
+        tasks.spawn(self._greet, name="flaskchat-redis")
+
+    def _greet(self) -> None:
+        """Say what is wrong with it before anybody needs it."""
+        try:
+            self._errands.call(lambda: self._server.look_at(self._beside))
+        except LogUnavailable as error:
+            logger.warning("%s; it is tried again when it is needed", error)
+
+    def stop(self) -> None:
+        self._tail.stop()
+
+    # -- the pump's ------------------------------------------------------------------------------------------------
+
+    def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
+        if endings:
+            assert lease is not None
+            self._endings.write(lease, endings)
+        try:
+            if lease is not None:
+                self._append(lease, entries)
+            elif self._tail.running:
+                self._tail.look(self._open())
+        except LogUnavailable as error:
+            error.finished = {ending.run_id for ending in endings}
+            raise
+        if not entries and self._tail.failed is not None:
+            raise LogUnavailable(str(self._tail.failed))
+        return self._tail.taken()
+
+    def follow(self) -> list[Entry]:
+        link = self._open()
+        (now,) = _sound(link.ask([b"TIME"]))
+        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        since = now_ms - streams.CONTROL_KEPT
+        (rows,) = _sound(link.ask([b"XRANGE", self._keys.control, b"%d" % since, b"+"]))
+        self._tail.start(streams.parse_id(rows[-1][0]) if rows else (since, 0))
+        return streams.controls(rows, now_ms)
+
+    def unfollow(self) -> None:
+        self._tail.stop()
+
+    def read(self, run_id: str) -> list[Append]:
+        return [entry for rows in self._pages(self._open(), run_id) for entry in streams.appends(rows)]
+
+    def close(self) -> None:
+        self._tail.join()
+        self._link.close()
+        self._beside.close()
+        self._endings.close()
+
+    def _open(self) -> Link:
+        """The pump's connection; a new one is looked at first."""
+        if not self._link.connected:
+            self._link.connect()
+            self._server.look_at(self._link)
+        return self._link
+
+    def _append(self, lease: Lease, entries: list[Append]) -> None:
+        mine = any(run.last_seq for run in self._memory.own())
+        if not entries and not (mine and (not self._link.connected or self._mended != self._link.generation)):
+            return
+        link = self._open()
+        if self._mended != link.generation:
+            self._mend(lease, link)
+        commands: list[Command] = []
+        for entry in entries:
+            key = self._keys.run(entry.run_id)
+            commands.append(streams.append(key, entry))
+            if entry.ended:
+                commands.append(streams.expire(key, streams.ENDED_SECONDS))
+            elif entry.seq == 1:
+                commands.append(streams.expire(key, streams.LIVE_SECONDS))
+        replies = iter(link.ask(*commands) if commands else ())
+        for entry in entries:
+            if _refused(next(replies)):
+                self._settle(lease, link, entry.run_id, entry)
+            if entry.ended or entry.seq == 1:
+                next(replies)
+
+    def _mend(self, lease: Lease, link: Link) -> None:
+        """Compare the streams of our live runs with what has been appended to them, and write what they lack."""
+        mine = [run for run in self._memory.own() if run.last_seq]
+        for at in range(0, len(mine), TOGETHER):
+            some = mine[at : at + TOGETHER]
+            found = _sound(link.ask(*[streams.newest(self._keys.run(run.run_id)) for run in some]))
+            for run, rows in zip(some, found, strict=True):
+                upto = streams.parse_id(rows[0][0])[0] if rows else 0
+                if upto < run.last_seq or upto == streams.MAX_SEQ:
+                    self._settle(lease, link, run.run_id)
+        self._mended = link.generation
+
+    def _settle(self, lease: Lease, link: Link, run_id: str, entry: Append | None = None) -> None:
+        """Make a stream of ours hold all that we have.
+
+        :param entry: is not in memory yet.
+        :raises Fenced: it is sealed, or somebody else has written to it.
+        """
+        run, key = self._memory.get(run_id), self._keys.run(run_id)
+        known: list[bytes] = run.frames if run is not None and run.own else []
+        known = known + entry.frames if entry is not None else known
+        (rows,) = _sound(link.ask(streams.newest(key)))
+        upto = 0
+        if rows:
+            upto, _ = streams.parse_id(rows[0][0])
+            same = all(found.frames == known[found.seq - 1 : upto] for found in streams.appends(rows))
+            if upto > len(known) or not same:  # a seal's is above all
+                raise Fenced(lease.worker_id)
+        if upto == len(known):
+            return
+        if not self._holds(lease):
+            raise Fenced(lease.worker_id)
+        ended = entry is not None and entry.ended
+        rest = Append(run_id, upto + 1, known[upto:], ended)
+        seconds = streams.ENDED_SECONDS if ended else streams.LIVE_SECONDS
+        written, _ = link.ask(streams.append(key, rest), streams.expire(key, seconds))
+        if _refused(written):
+            raise LogUnavailable("Redis: a stream changes while it is mended")
+        logger.warning("run %s: Redis had %d of %d events; the others were written again", run_id, upto, len(known))
+
+    def _holds(self, lease: Lease) -> bool:
+        held = sa.select(workers.c.id).where(workers.c.id == lease.worker_id, workers.c.epoch == lease.epoch)
+        try:
+            return self._database.read(lambda c: c.execute(held).scalar()) is not None
+        except Unavailable as error:
+            raise LogUnavailable(error.detail) from error
+
+    def _pages(self, link: Link, run_id: str) -> Iterator[list[Any]]:
+        start = b"-"
+        while True:
+            command = [b"XRANGE", self._keys.run(run_id), start, b"+", b"COUNT", b"%d" % streams.PAGE]
+            (rows,) = _sound(link.ask(command))
+            yield rows
+            if len(rows) < streams.PAGE:
+                return
+            start = b"(" + rows[-1][0]
+            tasks.sleep(0)
+
+    # -- any task's ------------------------------------------------------------------------------------------------
+
+    def _ask(self, *commands: Command) -> list[Any]:
+        """:raises Unavailable:"""
+        try:
+            return _sound(self._errands.call(self._beside.ask, *commands))
+        except LogUnavailable as error:
+            raise _unavailable() from error
+
+    def announce(self, entry: Control) -> None:
+        self._ask(streams.tell(self._keys.control, entry))
+
+    def past(self, run_ids: Collection[str]) -> dict[str, list[bytes]]:
+        select = sa.select(runs.c.id).where(runs.c.id.in_(run_ids))
+        known = self._database.read(lambda c: list(c.execute(select).scalars()))
+        try:
+            return {run_id: self._errands.call(self._sealed, run_id) for run_id in known}
+        except LogUnavailable as error:
+            raise _unavailable() from error
+
+    def _sealed(self, run_id: str) -> list[bytes]:
+        """A run's frames, to which nothing is added any more."""
+        key = self._keys.run(run_id)
+        sealed, _ = self._beside.ask(streams.seal(key), streams.expire(key, streams.LIVE_SECONDS))
+        _refused(sealed)  # it was sealed before
+        return streams.joined([e for rows in self._pages(self._beside, run_id) for e in streams.appends(rows)])
+
+    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
+        try:
+            self._database.write(lambda c: finish.write(self._database.executor(c), lease, ending))
+        except Fenced:
+            return False
+        key = self._keys.run(ending.run_id)
+        try:
+            self._errands.call(
+                self._beside.ask, streams.append_last(key, last), streams.expire(key, streams.ENDED_SECONDS)
+            )
+        except LogUnavailable:
+            logger.info("run %s: its end could not be told over Redis; the store has it", ending.run_id)
+        return True
+
+    def empty(self) -> bool:
+        return not (self._memory.own() or self._memory.foreign() or self._forgotten)
+
+    def prune(self) -> None:
+        self._ask_the_store()
+        self._let_go()
+        mine = [run.run_id for run in self._memory.own() if run.last_seq]
+        try:
+            self._errands.call(self._renew, mine)
+            if self._forgotten:
+                self._errands.call(self._delete, list(self._forgotten))
+        except LogUnavailable:
+            pass  # the pump says so
+
+    def _renew(self, run_ids: list[str]) -> None:
+        """Put the expiry of live streams off; one that is not there any more is written again."""
+        for at in range(0, len(run_ids), TOGETHER):
+            some = run_ids[at : at + TOGETHER]
+            found = self._beside.ask(*[streams.expire(self._keys.run(r), streams.LIVE_SECONDS) for r in some])
+            live = [self._memory.get(run_id) for run_id in some]
+            if any(reply == 0 and run is not None for reply, run in zip(found, live, strict=True)):
+                self._mended = 0
+                self.on_news()
+
+    def _ask_the_store(self) -> None:
+        """Runs of others that have been silent for a round may have ended without a word: see 5."""
+        watched = [run for run in self._memory.foreign() if not (run.ended or run.closed) and run.held is None]
+        before, self._silent = self._silent, {run.run_id: run.last_seq for run in watched}
+        silent = {run.run_id: run for run in watched if before.get(run.run_id) == run.last_seq}
+        if not silent:
+            return
+        select = sa.select(runs.c.id, runs.c.state, run_events.c.frames).select_from(
+            runs.outerjoin(run_events, run_events.c.run_id == runs.c.id)
+        )
+        found = self._database.read(lambda c: c.execute(select.where(runs.c.id.in_(silent))).all())
+        running = {row.id for row in found if row.state == "running"}
+        frames = {row.id: row.frames for row in found if row.frames}
+        for run_id, run in silent.items():
+            if run_id in running:
+                continue
+            stored = [part + b"\n\n" for part in frames.get(run_id, b"").split(b"\n\n")[:-1]]
+            if run.last_seq < len(stored):
+                self._tail.put(Append(run_id, run.last_seq + 1, stored[run.last_seq :], True))
+            else:  # deleted; or Redis lost what readers have seen, and they have to be told
+                self._memory.drop(run_id)
+                run.close()
+
+    def _let_go(self) -> None:
+        """Of others' runs that nobody has watched for a round."""
+        before = self._unwatched
+        self._unwatched = set()
+        for run in self._memory.foreign():
+            if run.bells or run.held is not None:
+                continue
+            if run.run_id in before:
+                self._memory.drop(run.run_id)
+                run.close()
+            else:
+                self._unwatched.add(run.run_id)
+
+    def forget(self, run_ids: Collection[str], first_row: int) -> None:
+        self._forgotten.update(run_ids)
+        try:
+            self._errands.call(self._delete, list(self._forgotten))
+        except LogUnavailable as error:
+            logger.warning("deleted runs are still in Redis, and go as soon as it can be used: %s", error)
+
+    def _delete(self, run_ids: list[str]) -> None:
+        for at in range(0, len(run_ids), TOGETHER):
+            some = run_ids[at : at + TOGETHER]
+            _sound(self._beside.ask([b"DEL", *map(self._keys.run, some)]))
+            self._forgotten.difference_update(some)
+
+    def ready(self) -> None:
+        try:
+            self._ask([b"PING"])
+        except Unavailable as error:
+            raise LogUnavailable(str(error.__cause__)) from error
+
+
+def _refused(reply: Any) -> bool:
+    """Whether an append found its stream gone, or its id taken.
+
+    :raises LogUnavailable: something else is wrong, such as no memory.
+    """
+    if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
+        raise LogUnavailable(f"Redis: {reply}") from reply
+    return reply is None or isinstance(reply, Exception)
+
+
+def _sound(replies: Sequence[Any]) -> list[Any]:
+    """:raises LogUnavailable: one of them is an error."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise LogUnavailable(f"Redis: {reply}") from reply
+    return list(replies)
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable("Replies cannot be read at the moment.", code="log_unavailable", retry_after=2)
