@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--long", action="store_true", help="Faults and races in full: hundreds of seeds and minutes of load."
     )
     parser.addoption(
-        "--backend", default="sqlite", help="Where servers keep their data in tests that name no backend: `sqlite+redis`."
+        "--backend", default="sqlite", help="Where servers keep their data in tests that name none: `sqlite+redis`."
     )
 
 
