@@ -44,6 +44,7 @@ def conversation(
     mine = sa.and_(conversations.c.id == conversation_id, conversations.c.owner == owner)
 
     def delete(c: Connection) -> tuple[list[str], Deleted | None]:
+        database.alone(c, owner)
         further = [run_id for run_id in change.running(c, conversation_id, owner) or () if run_id not in stopped]
         return further, None if further else _delete(c, mine)
 

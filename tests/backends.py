@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from tests.programs import free_port, program
 
-READY = ("sqlite", "sqlite+redis")
+READY = ("sqlite", "sqlite+redis", "postgres", "postgres+redis")
 """The backends that the product has all parts of; tests for the others wait for theirs."""
 EVERYWHERE = ("sqlite", "postgres", "postgres+redis")
 

@@ -1,4 +1,4 @@
-"""One worker's store, lease, log and sweep on a real SQLite file, without a server around them."""
+"""One worker's store, lease, log and sweep on a real database, without a server around them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from flaskchat import sse, sweep
+from flaskchat.config import Settings
 from flaskchat.log.base import Append
-from flaskchat.log.journal import Journal
+from flaskchat.log.open import open_log
 from flaskchat.models import Delta, Done, Start
 from flaskchat.store import migrate
 from flaskchat.store.base import Begun, Command, Ending, Lease
@@ -21,6 +22,7 @@ from flaskchat.store.kinds import open_database
 from flaskchat.store.lease import Holding
 from flaskchat.store.schema import conversations, journal, messages, run_events, runs, workers
 from flaskchat.store.sql import Store
+from tests.backends import Backend
 
 OWNER = "user:1"
 _numbers = itertools.count(1)
@@ -29,12 +31,13 @@ _numbers = itertools.count(1)
 class Rooms:
     """A worker that is asked step by step."""
 
-    def __init__(self, path: Path) -> None:
-        self.database = open_database(f"sqlite:///{path}", timeout=1.0)
+    def __init__(self, where: Path | str) -> None:
+        """:param where: SQLite's file, or a database's URL."""
+        self.database = open_database(where if isinstance(where, str) else f"sqlite:///{where}", timeout=1.0)
         migrate.upgrade(self.database)
         self.store = Store(self.database)
         self.holding = Holding()
-        self.journal = Journal(self.database)
+        self.journal: Any = open_log(Settings(), self.database)
         self.live: dict[str, list[bytes]] = {}
         self.fenced: list[Lease] = []
         self.sweeper = sweep.Sweeper(
@@ -109,13 +112,18 @@ def ending_of(begun: Begun, text: str, frames: list[bytes]) -> Ending:
     )  # fmt: skip
 
 
+def where(backend: Backend, folder: Path) -> str:
+    """The URL of a backend's database."""
+    return str(backend.settings().get("FLASKCHAT_DATABASE_URL", f"sqlite:///{folder / 'chat.sqlite3'}"))
+
+
 @contextmanager
-def worker_rooms(path: Path) -> Iterator[Callable[[], Rooms]]:
-    """Makes workers on one database file and closes them all."""
+def worker_rooms(where: Path | str) -> Iterator[Callable[[], Rooms]]:
+    """Makes workers on one database and closes them all."""
     opened: list[Rooms] = []
 
     def make() -> Rooms:
-        opened.append(Rooms(path))
+        opened.append(Rooms(where))
         return opened[-1]
 
     try:

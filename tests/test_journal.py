@@ -16,12 +16,15 @@ from flaskchat.log.rows import CONTROL, VERSION, encode_row
 from flaskchat.models import Done
 from flaskchat.store.base import Fenced, Lease
 from flaskchat.store.schema import conversations, journal
-from tests.rooms import Rooms, ending_of, worker_rooms
+from tests.backends import Backend
+from tests.rooms import Rooms, ending_of, where, worker_rooms
+
+EVERYWHERE = pytest.mark.backends("sqlite", "postgres")
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
-    with worker_rooms(tmp_path / "chat.sqlite3") as make:
+def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
+    with worker_rooms(where(backend, tmp_path)) as make:
         yield make
 
 
@@ -65,6 +68,7 @@ def insert(rooms: Rooms, data: bytes, *, version: int = VERSION, worker_id: str 
     rooms.database.write(lambda c: c.execute(values))
 
 
+@EVERYWHERE
 def test_what_was_appended_is_read_back_in_its_order(two: tuple[Rooms, Rooms]) -> None:
     writer, reader = two
     first, second = writer.begin(), writer.begin()
@@ -86,6 +90,7 @@ def test_a_tick_is_one_row_and_one_statement(make: Callable[[], Rooms]) -> None:
     assert len(rooms.journal_ids()) == 1
 
 
+@EVERYWHERE
 def test_a_follower_gets_what_others_append_once_and_nothing_of_its_own(two: tuple[Rooms, Rooms]) -> None:
     mine, other = two
     own, theirs = mine.begin(), other.begin()
@@ -130,6 +135,7 @@ def test_the_data_of_own_rows_is_not_brought_back(two: tuple[Rooms, Rooms]) -> N
     assert [data is None for data in decoded] == [True, False]
 
 
+@EVERYWHERE
 def test_rows_for_everybody_reach_the_worker_that_wrote_them(make: Callable[[], Rooms]) -> None:
     rooms = make()
     begun = rooms.begin()
@@ -139,6 +145,7 @@ def test_rows_for_everybody_reach_the_worker_that_wrote_them(make: Callable[[], 
     assert look(rooms) == [Stop(begun.run_id, 1.5)]
 
 
+@EVERYWHERE
 def test_rows_of_an_unknown_version_are_passed_over(
     two: tuple[Rooms, Rooms], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,6 +161,7 @@ def test_rows_of_an_unknown_version_are_passed_over(
     assert "damaged" not in caplog.text
 
 
+@EVERYWHERE
 def test_a_damaged_row_is_passed_over_and_told(two: tuple[Rooms, Rooms], caplog: pytest.LogCaptureFixture) -> None:
     mine, other = two
     begun, own = other.begin(), mine.begin()
@@ -233,6 +241,7 @@ def test_whatever_statement_of_an_ending_fails_all_of_it_or_nothing_is_written(
     assert [entry.seq for entry in rooms.journal.read(begun.run_id)] == [1, 3]
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("lease", [Lease("w_unknown", 1), None], ids=["another worker", "an earlier epoch"])
 def test_nothing_is_appended_under_a_lease_that_is_not_held(make: Callable[[], Rooms], lease: Lease | None) -> None:
     rooms = make()
@@ -246,6 +255,7 @@ def test_nothing_is_appended_under_a_lease_that_is_not_held(make: Callable[[], R
     assert rooms.state(begun) == "running"
 
 
+@EVERYWHERE
 def test_a_run_that_somebody_else_has_ended_is_not_ended_again(make: Callable[[], Rooms]) -> None:
     rooms = make()
     begun = rooms.begin()
@@ -259,6 +269,7 @@ def test_a_run_that_somebody_else_has_ended_is_not_ended_again(make: Callable[[]
     assert len(rooms.journal_ids()) == 2
 
 
+@EVERYWHERE
 def test_the_end_of_a_run_whose_conversation_was_deleted_leaves_nothing(make: Callable[[], Rooms]) -> None:
     rooms = make()
     begun = rooms.begin()

@@ -13,12 +13,15 @@ from flaskchat.errors import Conflict, Invalid, NotFound, Unavailable
 from flaskchat.models import Turn
 from flaskchat.store.base import Begun, Command
 from flaskchat.store.schema import conversations, messages, runs
-from tests.rooms import OWNER, TABLES, Rooms, count, worker_rooms
+from tests.backends import Backend
+from tests.rooms import OWNER, TABLES, Rooms, count, where, worker_rooms
+
+pytestmark = pytest.mark.backends("sqlite", "postgres")
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
-    with worker_rooms(tmp_path / "chat.sqlite3") as make:
+def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
+    with worker_rooms(where(backend, tmp_path)) as make:
         yield make
 
 
@@ -278,6 +281,7 @@ def test_a_model_that_is_not_offered_leaves_nothing_behind(rooms: Rooms) -> None
     assert count(rooms, conversations) == 0
 
 
+@pytest.mark.backends("sqlite")
 def test_a_write_waits_for_the_lock_no_longer_than_told_and_the_next_one_works(make: Callable[[], Rooms]) -> None:
     rooms, other = make(), make()
     with other.database.connect(write=True) as connection, connection.begin(), pytest.raises(Unavailable) as caught:
@@ -287,6 +291,7 @@ def test_a_write_waits_for_the_lock_no_longer_than_told_and_the_next_one_works(m
     assert rooms.begin().created
 
 
+@pytest.mark.backends("sqlite")
 def test_reading_goes_on_while_another_process_writes(make: Callable[[], Rooms]) -> None:
     rooms, other = make(), make()
     begun = answered(rooms)
@@ -295,6 +300,7 @@ def test_reading_goes_on_while_another_process_writes(make: Callable[[], Rooms])
         assert shown(rooms, begun)["id"] == begun.conversation_id
 
 
+@pytest.mark.backends("sqlite")
 def test_the_write_ahead_log_is_emptied_when_it_has_grown(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flaskchat.store.sqlite.CHECKPOINT_BYTES", 200_000)
     wal = Path(rooms.database.path + "-wal")

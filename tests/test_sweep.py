@@ -17,13 +17,16 @@ from flaskchat.log.base import Append
 from flaskchat.models import Delta
 from flaskchat.store.base import Fenced
 from flaskchat.store.schema import journal, workers
-from tests.rooms import Rooms, worker_rooms
+from tests.backends import Backend
+from tests.rooms import Rooms, where, worker_rooms
 from tests.server.client import seqs, text
+
+pytestmark = pytest.mark.backends("sqlite", "postgres")
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
-    with worker_rooms(tmp_path / "chat.sqlite3") as make:
+def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
+    with worker_rooms(where(backend, tmp_path)) as make:
         yield make
 
 
@@ -77,6 +80,7 @@ def test_the_promised_15_seconds_hold_the_counting_and_a_late_first_look() -> No
     assert sweep.ROUND * (sweep.GONE_AFTER + 1) <= 12
 
 
+@pytest.mark.backends("sqlite")
 def test_a_round_that_cannot_write_counts_nobody_out(two: tuple[Rooms, Rooms]) -> None:
     busy, other = two
     begun = busy.begin()

@@ -94,7 +94,7 @@ class Journal(Rows):
                     if raw.execute(_APPEND, row).rowcount != 1:
                         raise Fenced(lease.worker_id)
                     for ending in endings:
-                        finish.write(raw.execute, lease, ending)
+                        finish.write_once(raw.execute, lease, ending)
                     raw.execute("COMMIT")
                 except BaseException:
                     if raw.in_transaction:

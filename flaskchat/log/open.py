@@ -21,5 +21,10 @@ def open_log(settings: Settings, database: Database, memory: Memory) -> Log:
         from .redis import RedisLog
 
         return RedisLog(where(settings.redis_url), settings.redis_prefix, database, memory)
-    assert isinstance(database, SQLite)
-    return Journal(database)
+    if isinstance(database, SQLite):
+        return Journal(database)
+    from ..store.postgres import PostgreSQL  # its driver is an extra
+    from .postgres import PostgresLog
+
+    assert isinstance(database, PostgreSQL)
+    return PostgresLog(database)

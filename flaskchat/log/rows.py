@@ -83,7 +83,14 @@ class Rows:
         """As the store is, which is asked by itself."""
 
     def announce(self, entry: Control) -> None:
-        self._database.write(lambda c: _insert(c, [entry]))
+        self._database.write(lambda c: self._insert(c, entry))
+
+    def _insert(self, c: Connection, entry: Entry) -> None:
+        c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row([entry])))
+        self._added(c)
+
+    def _added(self, c: Connection) -> None:
+        """A row was appended in this transaction: tell the others, once it is committed."""
 
     def past(self, run_ids: Collection[str]) -> dict[str, list[bytes]]:
         # Once for all, and not within the transactions that end them: a row holds a tick of all runs of a worker.
@@ -91,7 +98,7 @@ class Rows:
 
     def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
         def end(c: Connection) -> bool:
-            _insert(c, [last])
+            self._insert(c, last)
             finish.write(self._database.executor(c), lease, ending)
             return True
 
@@ -121,10 +128,6 @@ class Rows:
         at: int | None = first_row
         while at is not None and names:
             at = self._database.write(lambda c, after=at: _forget(c, names, after))  # type: ignore[misc]
-
-
-def _insert(c: Connection, entries: list[Entry]) -> None:
-    c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row(entries)))
 
 
 def _past(c: Connection, run_ids: Collection[str]) -> dict[str, list[bytes]]:

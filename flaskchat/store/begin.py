@@ -49,9 +49,11 @@ class Beginning:
     """One command being carried out inside its transaction."""
 
     def __init__(
-        self, c: Connection, owner: str, command: Command, lease: Lease, pick: Callable[[str | None], str]
-    ) -> None:
-        self.c, self.owner, self.command, self.lease, self.pick = c, owner, command, lease, pick
+        self, c: Connection, owner: str, command: Command, ensure: Callable[[], Lease],
+        pick: Callable[[str | None], str],
+    ) -> None:  # fmt: skip
+        """:param ensure: gives the lease, once nothing is refused any more."""
+        self.c, self.owner, self.command, self.ensure, self.pick = c, owner, command, ensure, pick
         self.now = time.time()
 
     def write(self) -> Begun:
@@ -79,6 +81,7 @@ class Beginning:
                 self._check_continue(reply)
             self._refuse_beside(rows, question_id, question=False)
         model = self.pick(conversation["model"])
+        lease = self.ensure()
         run_id = new_id("run")
         if command.action == "continue":
             self.c.execute(
@@ -90,7 +93,7 @@ class Beginning:
             self._insert(
                 message_id, conversation["id"], position, question_id, "assistant", "", "running", model, run_id
             )
-        self._insert_run(run_id, conversation["id"], message_id, question_id, model)
+        self._insert_run(run_id, conversation["id"], message_id, question_id, model, lease)
         self.c.execute(
             _SHOW, {"conversation": conversation["id"], "leaf": message_id, "now": self.now, "answering": model}
         )
@@ -103,7 +106,7 @@ class Beginning:
             title=conversation["title"],
             owner=self.owner,
             created=True,
-            lease=self.lease,
+            lease=lease,
             turns=branch,
             system_prompt=conversation["system_prompt"] or "",
             partial=partial,
@@ -190,13 +193,15 @@ class Beginning:
             },
         )  # fmt: skip
 
-    def _insert_run(self, run_id: str, conversation_id: str, message_id: str, question_id: str, model: str) -> None:
+    def _insert_run(
+        self, run_id: str, conversation_id: str, message_id: str, question_id: str, model: str, lease: Lease
+    ) -> None:
         self.c.execute(
             _INSERT_RUN,
             {
                 "id": run_id, "conversation_id": conversation_id, "message_id": message_id,
                 "user_message_id": question_id, "owner": self.owner, "model": model, "state": "running",
-                "worker_id": self.lease.worker_id, "epoch": self.lease.epoch,
+                "worker_id": lease.worker_id, "epoch": lease.epoch,
                 "first_row": self.c.execute(_NEWEST_ROW).scalar_one(), "last_seq": 0, "started_at": self.now,
             },
         )  # fmt: skip

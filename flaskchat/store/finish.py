@@ -24,7 +24,7 @@ _EVENTS = "INSERT INTO flaskchat_run_events (run_id, frames) VALUES (?, ?)"
 _CONVERSATION = "UPDATE flaskchat_conversations SET updated_at = ? WHERE id = ?"
 _USED = "UPDATE flaskchat_usage SET tokens = ? WHERE run_id = ?"
 _USED_ABOUT = "UPDATE flaskchat_usage SET tokens = tokens + ? WHERE run_id = ?"
-_EXISTS = "SELECT 1 FROM flaskchat_runs WHERE id = ?"
+_STANDS = "SELECT state, last_seq, worker_id, epoch FROM flaskchat_runs WHERE id = ?"
 
 
 def write(ask: Ask, lease: Lease, ending: Ending) -> None:
@@ -35,6 +35,7 @@ def write(ask: Ask, lease: Lease, ending: Ending) -> None:
     :raises Fenced: the run has been ended by somebody else.
     """
     now = time.time()
+    ask(_CONVERSATION, (now, ending.conversation_id))  # first, as deleting it does: neither waits for the other
     changed = ask(
         _RUN,
         (
@@ -42,7 +43,7 @@ def write(ask: Ask, lease: Lease, ending: Ending) -> None:
         ),
     ).rowcount  # fmt: skip
     if changed != 1:
-        if ask(_EXISTS, (ending.run_id,)).fetchone() is None:
+        if ask(_STANDS, (ending.run_id,)).fetchone() is None:
             return
         raise Fenced(ending.run_id)
     ask(
@@ -59,4 +60,15 @@ def write(ask: Ask, lease: Lease, ending: Ending) -> None:
         about = (len(ending.text.encode()) + len(ending.parts)) // BYTES_PER_TOKEN
         ask(_USED_ABOUT, (about, ending.run_id))
     ask(_EVENTS, (ending.run_id, ending.frames))
-    ask(_CONVERSATION, (now, ending.conversation_id))
+
+
+def write_once(ask: Ask, lease: Lease, ending: Ending) -> None:
+    """As `write`, for the run's own worker, which has made sure of its lease within this transaction: what it finds
+    ended as it would have ended it was its own doing, and the answer to that commit was lost.
+    """
+    try:
+        write(ask, lease, ending)
+    except Fenced:
+        found = ask(_STANDS, (ending.run_id,)).fetchone()
+        if found is None or tuple(found) != (ending.state, ending.last_seq, lease.worker_id, lease.epoch):
+            raise

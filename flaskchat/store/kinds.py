@@ -10,6 +10,10 @@ from ..errors import ConfigurationError
 from .engine import Database
 from .sqlite import SQLite
 
+EXPECTED = "sqlite:////path or postgresql://user:password@host/database"
+POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+"""All mean psycopg 3."""
+
 
 def open_database(url: str, *, timeout: float) -> Database:
     """The database that FLASKCHAT_DATABASE_URL names. Connects to nothing yet.
@@ -21,10 +25,16 @@ def open_database(url: str, *, timeout: float) -> Database:
         parsed = make_url(url)
     except exc.ArgumentError as error:
         raise ConfigurationError(
-            f"FLASKCHAT_DATABASE_URL={without_passwords(url)!r}: expected a URL such as sqlite:////path"
+            f"FLASKCHAT_DATABASE_URL={without_passwords(url)!r}: expected {EXPECTED}"
         ) from error
     if parsed.get_backend_name() == "sqlite":
         return SQLite(parsed, timeout=timeout)
-    raise ConfigurationError(
-        f"FLASKCHAT_DATABASE_URL={parsed.render_as_string()!r}: only SQLite is supported (sqlite:///path)"
-    )
+    if parsed.drivername in POSTGRES:
+        try:
+            from .postgres import PostgreSQL  # its driver is an extra
+        except ImportError as error:
+            raise ConfigurationError(
+                f"FLASKCHAT_DATABASE_URL: PostgreSQL needs psycopg: pip install 'flaskchat[postgres]' ({error})"
+            ) from error
+        return PostgreSQL(parsed, timeout=timeout)
+    raise ConfigurationError(f"FLASKCHAT_DATABASE_URL={parsed.render_as_string()!r}: expected {EXPECTED}")

@@ -1,25 +1,44 @@
 """A worker's lease: the row in `flaskchat_workers` under whose name it appends.
 
-It is written down with the first run and taken back when the worker has none, so that an idle worker leaves nothing
-behind that others would have to watch. Every call but `renew` is made inside a writing transaction of this worker's
-one writing connection, so they never overlap.
+It is written down before the first run and taken back when the worker has none, so that an idle worker leaves nothing
+behind that others would have to watch.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. It is written down in a transaction of its own, before that of the run which needs it. Where several transactions
+    write at once, a second run's would not see what the first has not committed yet, and take the lease for lost.
+ 2. Whoever begins a run locks the row against its end (FOR KEY SHARE) until the run is committed; whoever takes over
+    deletes it, and so waits, and finds that run. SQLite, with its one writer, needs no lock and ignores the words.
+ 3. Taking it back locks the row first and looks for runs with the next statement: one statement would look at what was
+    there before it waited for a run that was just being begun.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from ..errors import FlaskChatError
 from ..models import new_id
 from .base import Fenced, Lease
 from .schema import runs, workers
 
-_HELD = sa.select(workers.c.id).where(workers.c.id == sa.bindparam("worker"), workers.c.epoch == sa.bindparam("term"))
+_ROW = sa.select(workers.c.id).where(workers.c.id == sa.bindparam("worker"), workers.c.epoch == sa.bindparam("term"))
+_HELD = _ROW.with_for_update(read=True, key_share=True)
+_MINE = _ROW.with_for_update()
+_REGISTER = sa.text(
+    "INSERT INTO flaskchat_workers (id, epoch, beats, host, pid) VALUES (:id, :epoch, :beats, :host, :pid) "
+    "ON CONFLICT (id) DO NOTHING"
+)
+
+
+class Unregistered(FlaskChatError):
+    """The lease is not written down: register it and begin again."""
 
 
 class Holding:
@@ -34,57 +53,65 @@ class Holding:
         self._host = host or socket.gethostname()
         self.lease = Lease(new_id("w"), 1)
         self._unmark = mark(self.lease.worker_id)
-        self._registered = False
-        self._beats = 0
+        self._registered: Lease | None = None
+        """What is written down, as far as we know. Compared with `lease`, which others may renew meanwhile."""
+        self._beats = itertools.count(1)
         """Never the same twice, though the row may be written down anew: who looks must not see it stand still."""
 
-    def _mine(self) -> sa.ColumnElement[bool]:
-        return sa.and_(workers.c.id == self.lease.worker_id, workers.c.epoch == self.lease.epoch)
+    @property
+    def registered(self) -> bool:
+        """Whether the row is there as far as we know; if it is not then, somebody has taken over."""
+        return self._registered == self.lease
 
-    @contextlib.contextmanager
-    def ensure(self, c: Connection) -> Iterator[Lease]:
-        """The lease, written down, for a block whose failure takes the row back with all else that it wrote.
+    def register(self, c: Connection) -> Lease:
+        """Write the lease down. Nothing may be begun under it before this is committed, and `confirm` called.
 
+        :returns: what to confirm.
+        """
+        lease = self.lease
+        values = {"beats": next(self._beats), "host": self._host[:255], "pid": os.getpid()}
+        c.execute(_REGISTER, {"id": lease.worker_id, "epoch": lease.epoch, **values})
+        return lease
+
+    def confirm(self, lease: Lease) -> None:
+        self._registered = lease
+
+    def ensure(self, c: Connection) -> Lease:
+        """The lease, which cannot be taken over before the end of this transaction.
+
+        :raises Unregistered: it is not written down, or was taken back meanwhile.
         :raises Fenced: somebody has taken it over.
         """
-        before = self._registered
-        try:
-            if c.execute(_HELD, {"worker": self.lease.worker_id, "term": self.lease.epoch}).scalar() is None:
-                if before:
-                    raise Fenced(self.lease.worker_id)
-                self._beats += 1
-                c.execute(
-                    sa.insert(workers).values(
-                        id=self.lease.worker_id, epoch=self.lease.epoch, beats=self._beats,
-                        host=self._host, pid=os.getpid(),
-                    )
-                )  # fmt: skip
-            self._registered = True
-            yield self.lease
-        except BaseException:
-            self._registered = before
-            raise
+        lease = self.lease
+        if self._registered != lease:
+            raise Unregistered
+        if c.execute(_HELD, {"worker": lease.worker_id, "term": lease.epoch}).scalar() is None:
+            if self._registered != lease:
+                raise Unregistered
+            raise Fenced(lease.worker_id)
+        return lease
 
     def beat(self, c: Connection) -> bool:
         """Count up.
 
         :returns: whether the lease is still held.
         """
-        if not self._registered:
+        lease = self.lease
+        if self._registered != lease:
             return True
-        self._beats += 1
-        return c.execute(sa.update(workers).where(self._mine()).values(beats=self._beats)).rowcount == 1
+        mine = sa.and_(workers.c.id == lease.worker_id, workers.c.epoch == lease.epoch)
+        return c.execute(sa.update(workers).where(mine).values(beats=next(self._beats))).rowcount == 1
 
     def release(self, c: Connection) -> None:
         """Take the row back, if no run is under it."""
-        if self._registered:
-            running = sa.exists().where(runs.c.state == "running", runs.c.worker_id == self.lease.worker_id)
-            if c.execute(sa.delete(workers).where(self._mine(), ~running)).rowcount:
-                self._registered = False
-
-    @property
-    def registered(self) -> bool:
-        return self._registered
+        lease = self.lease
+        if self._registered != lease:
+            return
+        c.execute(_MINE, {"worker": lease.worker_id, "term": lease.epoch})
+        mine = sa.and_(workers.c.id == lease.worker_id, workers.c.epoch == lease.epoch)
+        running = sa.exists().where(runs.c.state == "running", runs.c.worker_id == lease.worker_id)
+        if c.execute(sa.delete(workers).where(mine, ~running)).rowcount:
+            self._registered = None
 
     def renew(self, lost: Lease) -> bool:
         """Take a new lease in place of `lost`.
@@ -98,5 +125,4 @@ class Holding:
         self._unmark = self._mark(lease.worker_id)  # first: nobody may see the new one without it
         self.lease = lease
         unmark()
-        self._registered = False
         return True

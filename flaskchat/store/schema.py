@@ -7,6 +7,7 @@ Times are seconds since 1970 by the writing process's clock and are only shown, 
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Float,
     ForeignKey,
@@ -29,10 +30,14 @@ SEARCH = "flaskchat_search"
 
 metadata = MetaData()
 
+# SQLite numbers rows by a column that is called INTEGER, and each holds 64 bits; PostgreSQL's would be full in weeks.
+_Long = BigInteger().with_variant(Integer, "sqlite")
+_RUNNING = text("state = 'running'")
+
 conversations = Table(
     "flaskchat_conversations",
     metadata,
-    Column("number", Integer, primary_key=True),  # under which the search index knows it, with a minus
+    Column("number", _Long, primary_key=True),  # under which the search index knows it, with a minus
     Column("id", String(64), nullable=False, unique=True),
     Column("owner", String(255), nullable=False),
     Column("title", Text, nullable=False),
@@ -47,7 +52,7 @@ conversations = Table(
 messages = Table(
     "flaskchat_messages",
     metadata,
-    Column("number", Integer, primary_key=True),  # under which the search index knows it
+    Column("number", _Long, primary_key=True),  # under which the search index knows it
     Column("id", String(64), nullable=False, unique=True),
     Column("conversation_id", ForeignKey("flaskchat_conversations.id", ondelete="CASCADE"), nullable=False),
     Column("position", Integer, nullable=False),
@@ -77,14 +82,14 @@ runs = Table(
     Column("state", String(16), nullable=False),
     Column("worker_id", String(64), nullable=False),
     Column("epoch", Integer, nullable=False),
-    Column("first_row", Integer, nullable=False),  # of the journal, when it began: no older row is about it
+    Column("first_row", _Long, nullable=False),  # of the journal, when it began: no older row is about it
     Column("last_seq", Integer, nullable=False),
     Column("upstream_closed_ms", Float),
     Column("started_at", Float, nullable=False),
     Column("ended_at", Float),
     Index("flaskchat_runs_by_conversation", "conversation_id"),
-    Index("flaskchat_runs_running", "worker_id", sqlite_where=text("state = 'running'")),
-    Index("flaskchat_runs_running_by_owner", "owner", sqlite_where=text("state = 'running'")),
+    Index("flaskchat_runs_running", "worker_id", sqlite_where=_RUNNING, postgresql_where=_RUNNING),
+    Index("flaskchat_runs_running_by_owner", "owner", sqlite_where=_RUNNING, postgresql_where=_RUNNING),
 )
 
 # The events of a finished run: its frames, one after the other, exactly as they were sent.
@@ -132,7 +137,7 @@ workers = Table(
 journal = Table(
     "flaskchat_journal",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _Long, primary_key=True),
     Column("worker_id", String(64), nullable=False),
     Column("version", Integer, nullable=False),
     Column("data", LargeBinary, nullable=False),

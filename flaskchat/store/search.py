@@ -1,7 +1,8 @@
 """Searching an owner's conversations: titles and texts, by parts of words, with the hit to be shown.
 
 SQLite's trigram index finds any part of three characters and more, in any language; shorter words are looked for in the
-owner's own texts directly. What is found is always joined with the owner: the index knows nothing of owners.
+owner's own texts directly. PostgreSQL takes its own indexes, if it has them, where a LIKE is asked for. What is found
+is always joined with the owner: the index knows nothing of owners.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ MOST = 2000
 WORDS = 8
 INDEXED = 3
 """Characters from which a word is in the index."""
+FOLDING = "flaskchat_folding"
+"""PostgreSQL's collation for searching, made with its indexes."""
 BEFORE, AFTER = 40, 100
 """Characters shown around a hit."""
 
@@ -42,7 +45,7 @@ def find(c: Connection, owner: str, words: list[str]) -> dict[str, str | None]:
 
     :returns: by conversation id, the id of the newest message that has them; None where it is the title.
     """
-    if all(len(word) >= INDEXED for word in words):
+    if c.dialect.name == "sqlite" and all(len(word) >= INDEXED for word in words):
         # In quotes a word is a string to the index, whatever signs it holds; a quote is doubled.
         quoted = ['"{}"'.format(word.replace('"', '""')) for word in words]
         values: dict[str, Any] = {"owner": owner, "query": " AND ".join(quoted), "most": MOST}
@@ -50,8 +53,8 @@ def find(c: Connection, owner: str, words: list[str]) -> dict[str, str | None]:
         texts = [(row.conversation_id, row.id) for row in c.execute(_IN_TEXTS, values)]
     else:
         mine = conversations.c.owner == owner
-        in_title = [conversations.c.title.icontains(word, autoescape=True) for word in words]
-        in_text = [messages.c.text.icontains(word, autoescape=True) for word in words]
+        in_title = [_contains(c, conversations.c.title, word) for word in words]
+        in_text = [_contains(c, messages.c.text, word) for word in words]
         titles = [row.id for row in c.execute(sa.select(conversations.c.id).where(mine, *in_title).limit(MOST))]
         select = (
             sa.select(messages.c.conversation_id, messages.c.id)
@@ -66,6 +69,13 @@ def find(c: Connection, owner: str, words: list[str]) -> dict[str, str | None]:
         if found.get(conversation_id) is None:
             found[conversation_id] = message_id
     return found
+
+
+def _contains(c: Connection, column: sa.Column[str], word: str) -> sa.ColumnElement[bool]:
+    if c.dialect.name == "sqlite":
+        return column.icontains(word, autoescape=True)
+    pattern = re.sub(r"([\\%_])", r"\\\1", word)
+    return column.collate(FOLDING).ilike(f"%{pattern}%")
 
 
 def hits(c: Connection, found: dict[str, str | None], shown: list[str], words: list[str]) -> dict[str, dict[str, str]]:

@@ -19,7 +19,7 @@ from . import change, search, usage
 from .base import Begun, Command, Lease, Page, RunRow
 from .begin import Beginning
 from .engine import Database
-from .lease import Holding
+from .lease import Holding, Unregistered
 from .schema import conversations, messages, requests, run_events, runs
 
 
@@ -57,19 +57,23 @@ class Store:
         :raises Fenced: the lease has been taken over; take a new one and call again.
         :raises NotFound, Conflict, Invalid, TooMany: see API.md.
         """
-        return self.database.write(lambda c: self._begin(c, owner, command, holding, pick))
+        while True:
+            try:
+                return self.database.write(lambda c: self._begin(c, owner, command, holding, pick))
+            except Unregistered:
+                holding.confirm(self.database.write(holding.register))
 
     def _begin(
         self, c: Connection, owner: str, command: Command, holding: Holding, pick: Callable[[str | None], str]
     ) -> Begun:
+        self.database.alone(c, owner)
         known = self._known(c, owner, command)
         if known is not None:
             return known
         usage.check(c, owner, self._quota)
-        with holding.ensure(c) as lease:
-            begun = Beginning(c, owner, command, lease, pick).write()
-            usage.note(c, begun, self._quota)
-            return begun
+        begun = Beginning(c, owner, command, lambda: holding.ensure(c), pick).write()
+        usage.note(c, begun, self._quota)
+        return begun
 
     def known(self, owner: str, command: Command) -> Begun | None:
         """The run that this client id began before, if it did.
@@ -200,7 +204,12 @@ class Store:
         """:returns: False when there is no such conversation, or it is another's.
         :raises Invalid: the leaf is not a message of the conversation.
         """
-        return self.database.write(lambda c: change.apply(c, conversation_id, owner, wanted))
+
+        def apply(c: Connection) -> bool:
+            self.database.alone(c, owner)
+            return change.apply(c, conversation_id, owner, wanted)
+
+        return self.database.write(apply)
 
     def retitle(self, conversation_id: str, before: str, title: str) -> bool:
         """Set a title in place of the one before.

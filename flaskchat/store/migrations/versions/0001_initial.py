@@ -9,6 +9,9 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+LONG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+RUNNING = sa.text("state = 'running'")
+
 # Rows of the index are messages by their number, and titles by the conversation's number with a minus. Trigrams find
 # parts of words in any language; the texts themselves are not kept a second time.
 SEARCH = (
@@ -53,7 +56,7 @@ SEARCH = (
 def upgrade() -> None:
     op.create_table(
         "flaskchat_conversations",
-        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("number", LONG, nullable=False),
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("owner", sa.String(length=255), nullable=False),
         sa.Column("title", sa.Text(), nullable=False),
@@ -70,7 +73,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "flaskchat_journal",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", LONG, nullable=False),
         sa.Column("worker_id", sa.String(length=64), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("data", sa.LargeBinary(), nullable=False),
@@ -88,7 +91,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "flaskchat_messages",
-        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("number", LONG, nullable=False),
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("conversation_id", sa.String(length=64), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
@@ -121,7 +124,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("worker_id", sa.String(length=64), nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
-        sa.Column("first_row", sa.Integer(), nullable=False),
+        sa.Column("first_row", LONG, nullable=False),
         sa.Column("last_seq", sa.Integer(), nullable=False),
         sa.Column("upstream_closed_ms", sa.Float(), nullable=True),
         sa.Column("started_at", sa.Float(), nullable=False),
@@ -135,7 +138,8 @@ def upgrade() -> None:
         "flaskchat_runs",
         ["worker_id"],
         unique=False,
-        sqlite_where=sa.text("state = 'running'"),
+        sqlite_where=RUNNING,
+        postgresql_where=RUNNING,
     )
     op.create_table(
         "flaskchat_requests",
@@ -165,7 +169,7 @@ def downgrade() -> None:
     op.drop_table("flaskchat_run_events")
     op.drop_index("flaskchat_requests_by_run", table_name="flaskchat_requests")
     op.drop_table("flaskchat_requests")
-    op.drop_index("flaskchat_runs_running", table_name="flaskchat_runs", sqlite_where=sa.text("state = 'running'"))
+    op.drop_index("flaskchat_runs_running", table_name="flaskchat_runs", sqlite_where=RUNNING)
     op.drop_index("flaskchat_runs_by_conversation", table_name="flaskchat_runs")
     op.drop_table("flaskchat_runs")
     op.drop_index("flaskchat_messages_by_conversation", table_name="flaskchat_messages")

@@ -9,6 +9,8 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 
+RUNNING = sa.text("state = 'running'")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -25,13 +27,14 @@ def upgrade() -> None:
         "flaskchat_runs",
         ["owner"],
         unique=False,
-        sqlite_where=sa.text("state = 'running'"),
+        sqlite_where=RUNNING,
+        postgresql_where=RUNNING,
     )
 
 
 def downgrade() -> None:
     op.drop_index(
-        "flaskchat_runs_running_by_owner", table_name="flaskchat_runs", sqlite_where=sa.text("state = 'running'")
+        "flaskchat_runs_running_by_owner", table_name="flaskchat_runs", sqlite_where=RUNNING
     )
     op.drop_index("flaskchat_usage_by_owner", table_name="flaskchat_usage")
     op.drop_table("flaskchat_usage")

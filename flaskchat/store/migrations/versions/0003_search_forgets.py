@@ -1,4 +1,5 @@
-"""A search index that forgets: what is deleted leaves its pages at once, and not with a merge some day.
+"""A search index that forgets: what is deleted leaves its pages at once, and not with a merge some day. On PostgreSQL,
+trigram indexes, where its `pg_trgm` may be had.
 
 A table with `contentless_delete` only marks rows as deleted, since it does not know their words; the triggers do, and
 say them. With `secure-delete` the words are then taken out of the index's pages.
@@ -6,7 +7,12 @@ say them. With `secure-delete` the words are then taken out of the index's pages
 Revision ID: 0003
 """
 
+import logging
+
+import sqlalchemy as sa
 from alembic import op
+
+logger = logging.getLogger("flaskchat")
 
 revision = "0003"
 down_revision = "0002"
@@ -55,8 +61,41 @@ INDEX = (
 )
 
 
+COLLATION = "flaskchat_folding"
+"""Under which text is searched: it folds the case of all letters, also where the database's own knows only ASCII's."""
+ICU = f"CREATE COLLATION {COLLATION} (provider = icu, locale = 'und')"
+PLAIN = f'CREATE COLLATION {COLLATION} FROM "C"'
+TRIGRAM = "CREATE EXTENSION IF NOT EXISTS pg_trgm"
+SEARCHED = (("flaskchat_messages", "text"), ("flaskchat_conversations", "title"))
+
+
+def allowed(*statements: str) -> bool:
+    """Whether all of them could be executed; nothing of them is left otherwise."""
+    try:
+        with op.get_bind().begin_nested():
+            for statement in statements:
+                op.execute(statement)
+    except sa.exc.DBAPIError as error:
+        logger.warning("this PostgreSQL refuses %r: %s", statements[0], error.orig)
+        return False
+    return True
+
+
+def upgrade_postgresql() -> None:
+    if not allowed(ICU):
+        op.execute(PLAIN)
+        logger.warning("searching tells upper from lower case in letters beyond ASCII")
+    indexes = [
+        f"CREATE INDEX {table}_by_part ON {table} USING gin ({column} COLLATE {COLLATION} gin_trgm_ops)"
+        for table, column in SEARCHED
+    ]
+    if not allowed(TRIGRAM, *indexes):
+        logger.warning("searching goes without an index, through all texts of an owner's")
+
+
 def upgrade() -> None:
-    if op.get_bind().dialect.name != "sqlite":
+    if op.get_bind().dialect.name == "postgresql":
+        upgrade_postgresql()
         return
     for trigger in TRIGGERS:
         op.execute(f"DROP TRIGGER flaskchat_search_{trigger}")

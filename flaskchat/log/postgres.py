@@ -1,0 +1,270 @@
+"""The log in PostgreSQL: the same rows as in SQLite, one per tick and worker, followed by any number of hosts.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. The tick speaks to the driver, over a connection of its own in autocommit. A tick without endings is one statement,
+    and one round trip together with its NOTIFY.
+ 2. The append locks the lease's row FOR KEY SHARE while it looks at it. A takeover deletes that row: so either it
+    waits and finds what was appended, or the append finds no lease.
+ 3. NOTIFY only says that there is something; it carries nothing, and who missed one looks again within SAFETY. It is
+    not in the append's transaction: a transaction that notifies takes a lock of the whole server's for its commit, and
+    its sync. One that only notifies writes nothing that had to be synced.
+ 4. Ids become visible out of order: a number is taken when a row is inserted, and the row is seen when its transaction
+    is committed. So whoever follows keeps the numbers that it has not seen below the newest one (holes), and asks for
+    them with the next look, for as long as a transaction may take (HOLES_FOR). A rolled back one leaves its hole for
+    good; that is what the time is for. Of one worker's rows none comes late: it appends the next after the last is
+    committed. So the events of a run keep their order, and holes only matter between runs.
+ 5. Where else an id is compared (log/rows.py): a run's `first_row` is the newest that was seen when it began, and its
+    own rows get numbers after that, larger than all that were taken before. Pruning removes what is older than a mark
+    set KEEP seconds before, by when a row that comes late has come. `past` and `forget` ask for all rows after the
+    first of the run, once nothing is added any more.
+ 6. A commit that was reported as failed may stand. The tick appends again then, and readers pass over what they have;
+    an ending that stands already is taken for done.
+ 7. A connection that failed is closed and opened anew, at most one attempt a tick: the ticks of a worker whose log is
+    away come STOP_POLL apart, and nothing of what was gathered is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+from sqlalchemy.engine import Connection
+
+from .. import tasks
+from ..errors import ConfigurationError
+from ..store import finish
+from ..store.base import Ending, Fenced, Lease
+from ..store.postgres import Postgres, PostgreSQL, executor
+from .base import Append, Entry, LogUnavailable
+from .rows import CONTROL, VERSION, Rows, decode_row, encode_row, pick
+
+logger = logging.getLogger("flaskchat")
+
+T = TypeVar("T")
+
+CHANNEL = "flaskchat"
+PATIENCE = 1.0
+"""Seconds that the server has for a statement of the tick's."""
+SAFETY = 1.0
+"""Seconds after which a tick looks for news that nobody told of."""
+HOLES_FOR = 15.0
+HOLES = 256
+"""Most that are kept of one gap, the newest: the others were pruned, or are of transactions long over."""
+AGAIN = 0.5
+"""Seconds between attempts to listen, and as much again by chance."""
+
+_APPEND = """
+INSERT INTO flaskchat_journal (worker_id, version, data)
+SELECT %s::text, %s::int, %s::bytea FROM flaskchat_workers WHERE id = %s AND epoch = %s FOR KEY SHARE
+"""
+_ROWS = """
+SELECT id, version, CASE worker_id WHEN %s THEN NULL ELSE data END FROM flaskchat_journal WHERE {} ORDER BY id
+"""  # our own rows are not brought back
+_NEWER = _ROWS.format("id > %s").encode()
+_NEWER_AND_HOLES = _ROWS.format("id > %s OR id = ANY(%s::bigint[])").encode()
+_RUN = """
+SELECT version, data FROM flaskchat_journal
+WHERE worker_id IN (%s, (SELECT worker_id FROM flaskchat_runs WHERE id = %s))
+AND id > coalesce((SELECT first_row FROM flaskchat_runs WHERE id = %s), 0) ORDER BY id
+"""
+_NOTIFY = f"NOTIFY {CHANNEL}"
+
+
+class PostgresLog(Rows):
+    """For the tick, one connection, used by one caller at a time (the pump); for the news another one."""
+
+    def __init__(self, database: PostgreSQL) -> None:
+        super().__init__(database)
+        self.on_news: Callable[[], None] = lambda: None
+        self.tells = False
+        self._server = database
+        self._raw: Postgres | None = None
+        self._cursor = 0
+        """The largest id that was looked at."""
+        self._holes: dict[int, float] = {}
+        """Ids below it that were not seen, and until when (monotonic) they are looked for."""
+        self._following = False
+        self._told = True
+        """Whether somebody has said that there is something new."""
+        self._looked_at = 0.0
+        self._own_pid = 0
+        self._worker_id = ""
+        self._stopped = False
+
+    # -- news --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        tasks.spawn(self._listen, name="flaskchat-listen")
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def _listen(self) -> None:
+        complained = False
+        while not self._stopped:
+            try:
+                connection = self._server.offload(self._open_listener)
+            except (psycopg.Error, ConfigurationError) as error:
+                if not complained:
+                    logger.warning("nobody tells of news in the log, which is asked for them instead: %s", error)
+                complained = True
+                tasks.sleep(AGAIN * random.uniform(1, 2))
+                continue
+            except Exception:
+                if not self._stopped:
+                    logger.exception("the listener for news has ended")
+                return
+            complained = False
+            try:
+                self._hear(connection)
+            except (psycopg.Error, OSError) as error:
+                if not self._stopped:
+                    logger.info("the connection that tells of news has gone: %s", error)
+            finally:
+                self.tells = False
+                connection.close()
+                self._ring()
+            tasks.sleep(AGAIN * random.uniform(0, 1))
+
+    def _open_listener(self) -> Postgres:
+        connection = self._server.open(patience=PATIENCE)
+        try:
+            connection.execute(f"LISTEN {CHANNEL}".encode())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _hear(self, connection: Postgres) -> None:
+        self.tells = True
+        self._ring()  # for what came before
+        while not self._stopped:
+            if not tasks.wait_readable(connection.pgconn.socket, 1.0):
+                continue
+            connection.pgconn.consume_input()
+            others = False
+            while (notify := connection.pgconn.notifies()) is not None:
+                others = others or notify.be_pid != self._own_pid
+            if others:
+                self._ring()
+
+    def _ring(self) -> None:
+        self._told = True
+        self.on_news()
+
+    def _added(self, c: Connection) -> None:
+        c.exec_driver_sql(_NOTIFY)
+
+    # -- the tick ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Postgres:
+        if self._raw is None:
+            self._raw = self._server.open(patience=PATIENCE)
+            self._raw.prepare_threshold = 0
+            self._own_pid = self._raw.info.backend_pid
+        return self._raw
+
+    def _guard(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except (psycopg.Error, ConfigurationError) as error:
+            self.close()
+            raise LogUnavailable(" ".join(str(error).split())) from error
+
+    def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
+        return self._guard(lambda: self._turn(lease, entries, endings))
+
+    def _turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
+        raw = self._open()
+        if entries:
+            assert lease is not None
+            self._append(raw, lease, entries, endings)
+        if not self._following:
+            return []
+        if entries and self.tells and not self._told and time.monotonic() - self._looked_at < SAFETY:
+            return []
+        try:
+            return self._news(raw)
+        except psycopg.Error:
+            self.close()
+            if not entries:
+                raise
+            return []  # the append stands, so this must not fail; the next turn looks again
+
+    def _append(self, raw: Postgres, lease: Lease, entries: list[Append], endings: list[Ending]) -> None:
+        self._worker_id = lease.worker_id
+        row = (lease.worker_id, VERSION, encode_row(entries), lease.worker_id, lease.epoch)
+        if not endings:
+            with raw.pipeline() as pipeline:
+                appended = raw.execute(_APPEND, row)
+                pipeline.sync()  # which ends the transaction
+                raw.execute(_NOTIFY)
+            if appended.rowcount != 1:
+                raise Fenced(lease.worker_id)
+            return
+        ask = executor(raw)
+        with raw.transaction():
+            if raw.execute(_APPEND, row).rowcount != 1:
+                raise Fenced(lease.worker_id)
+            # In one order for all workers, so that none waits for another that waits for it.
+            for ending in sorted(endings, key=lambda ending: ending.conversation_id):
+                finish.write_once(ask, lease, ending)
+        try:
+            raw.execute(_NOTIFY)
+        except psycopg.Error:  # the append stands; others look for it within SAFETY
+            self.close()
+            self._open()
+
+    def _news(self, raw: Postgres) -> list[Entry]:
+        self._told = False  # first: what is told from here on may be missed by the query
+        now = time.monotonic()
+        self._holes = {hole: until for hole, until in self._holes.items() if until > now}
+        cursor = raw.cursor(binary=True)
+        try:
+            if self._holes:
+                rows = cursor.execute(_NEWER_AND_HOLES, (self._worker_id, self._cursor, list(self._holes))).fetchall()
+            else:
+                rows = cursor.execute(_NEWER, (self._worker_id, self._cursor)).fetchall()
+        except BaseException:
+            self._told = True
+            raise
+        self._looked_at = now
+        return self._entries(rows)
+
+    def _entries(self, rows: list[Any]) -> list[Entry]:
+        found: list[Entry] = []
+        until = time.monotonic() + HOLES_FOR
+        for row_id, version, data in rows:
+            if row_id > self._cursor:
+                self._holes.update(dict.fromkeys(range(max(self._cursor + 1, row_id - HOLES), row_id), until))
+                self._cursor = row_id
+            else:
+                self._holes.pop(row_id, None)
+            if data is not None:
+                found.extend(decode_row(version, data))
+        return found
+
+    def follow(self) -> list[Entry]:
+        return self._guard(self._follow)
+
+    def _follow(self) -> list[Entry]:
+        raw = self._open()
+        self._cursor, self._holes, self._following = 0, {}, True
+        return self._news(raw)
+
+    def read(self, run_id: str) -> list[Append]:
+        def read() -> list[Any]:
+            return self._open().cursor(binary=True).execute(_RUN, (CONTROL, run_id, run_id)).fetchall()
+
+        return pick(run_id, self._guard(read))
+
+    def close(self) -> None:
+        raw, self._raw = self._raw, None
+        self._told = True
+        if raw is not None:
+            raw.close()

@@ -1,0 +1,286 @@
+"""PostgreSQL: how it is connected to, when a connection is given up, and what replaces SQLite's single writer.
+
+Deliberate choices; do not change one without reading why:
+
+ 1. psycopg waits through a `wait` of ours: the original `poll` in the native thread that asks. Its own goes through
+    `select`, which gevent has replaced, and would make a hub in every thread; and it waits for ever on a server that
+    stands still. A connection whose command was given up is closed, since its answer may come yet.
+ 2. Names are looked up before libpq is given the address: libpq would do it while it holds the interpreter's lock.
+ 3. The network is not trusted to tell of its end: what is sent must be acknowledged within PARTITION, and keepalives
+    find a silent partition in about as long.
+ 4. A server gives up by itself as well (`statement_timeout`, `lock_timeout`, `idle_in_transaction_session_timeout`), so
+    that a process which stands still within a transaction does not keep its locks for longer than a few seconds.
+ 5. A connection that has lain idle is looked at before it is used: a server that went has said so by then, and the
+    socket can be read. So a restart of the server between two requests fails neither. What failed before its commit
+    was asked for is run once more: a deadlock, or a connection that turned out to be dead only then.
+ 6. What SQLite's one writer gives for free is asked for by name: `alone` puts the transactions about one owner one
+    after the other over all nodes, by an advisory lock that ends with the transaction.
+ 7. Reads are REPEATABLE READ: one snapshot for all that a read asks for. Writes are READ COMMITTED: after a lock was
+    waited for, the next statement sees what whoever had it has done.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import hashlib
+import ipaddress
+import os
+import re
+import select
+import tempfile
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import conninfo, pq
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.pool import NullPool
+
+from .. import tasks
+from ..errors import ConfigurationError, Unavailable
+from .engine import Ask, Database, unavailable
+
+T = TypeVar("T")
+
+WRITERS = 4
+CONNECT = 2.0
+"""Seconds that a connection may take to stand."""
+PARTITION = 2.0
+"""Seconds after which a peer that acknowledges nothing is taken for gone."""
+HELD = 3.0
+"""Seconds that a transaction may stand still between two statements."""
+MARGIN = 2.0
+"""Seconds that the server has beyond its own timeouts to say that they have passed."""
+LOCKS = 0x666C6368
+"""The first key of our advisory locks ("flch"): the server has one space for them for all that use the database."""
+MIGRATING = 1
+
+_WRONG = re.compile(
+    r"authentication failed|no password supplied|pg_hba\.conf|does not exist|permission denied|not permitted"
+    r"|does not support SSL|certificate|invalid|root\.crt", re.IGNORECASE,
+)  # fmt: skip
+_LATER = re.compile(r"starting up|shutting down|recovery|too many|remaining connection slots|timeout", re.IGNORECASE)
+"""Words of the server in its own language; in another one a fault is waited for, and the log says what it is."""
+
+
+def _original(module: str, name: str) -> Any:
+    if tasks.cooperative():
+        from gevent import monkey
+
+        return monkey.get_original(module, name)
+    return getattr(select if module == "select" else threading, name)
+
+
+def _ready(fd: int, wanted: int, seconds: float) -> int:
+    """What of READ (1) and WRITE (2) can be done with a descriptor; 0 when `seconds` have passed."""
+    poll = _original("select", "poll")()
+    poll.register(fd, (select.POLLIN if wanted & 1 else 0) | (select.POLLOUT if wanted & 2 else 0))
+    found = poll.poll(max(0, int(seconds * 1000)))
+    if not found:
+        return 0
+    mask = found[0][1]
+    ready = (1 if mask & select.POLLIN else 0) | (2 if mask & select.POLLOUT else 0)
+    return ready & wanted or wanted  # an error or a hang-up is for libpq to find
+
+
+class Postgres(psycopg.Connection[Any]):
+    """A connection that is waited for by `poll`, at most `patience` seconds for each command."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.patience = CONNECT
+        self.lock = _original("threading", "Lock")()
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        until = time.monotonic() + self.patience
+        try:
+            wanted = next(gen)
+            while True:
+                ready = _ready(self.pgconn.socket, wanted, until - time.monotonic())
+                if not ready:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"no answer within {self.patience:g} s")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def _addresses(host: str, port: str | int) -> list[str]:
+    """:raises psycopg.OperationalError: the name server does not answer.
+    :raises ConfigurationError: there is no such host.
+    """
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return [host]
+    try:
+        found = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+    except _socket.gaierror as error:
+        if error.errno == _socket.EAI_AGAIN:
+            raise psycopg.OperationalError(f"{host}: {error.strerror}") from error
+        raise ConfigurationError(f"FLASKCHAT_DATABASE_URL: there is no host {host!r}: {error.strerror}") from error
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
+
+
+def connect(parameters: dict[str, Any], settings: dict[str, str], *, patience: float, autocommit: bool) -> Postgres:
+    """Open a connection; in a native thread.
+
+    :param parameters: of libpq.
+    :param settings: of the server for this connection, such as `statement_timeout`.
+    :param patience: seconds for each command.
+    :raises psycopg.Error: it could not be opened.
+    :raises ConfigurationError: there is no such host.
+    """
+    host = str(parameters.get("host", ""))
+    if host and "hostaddr" not in parameters and not host.startswith(("/", "@")) and "," not in host:
+        found = _addresses(host, parameters.get("port", 5432))
+        parameters = {**parameters, "host": ",".join([host] * len(found)), "hostaddr": ",".join(found)}
+    pgconn = pq.PGconn.connect_start(conninfo.make_conninfo("", **parameters).encode())
+    until = time.monotonic() + CONNECT
+    wanted = 2
+    while True:
+        if pgconn.status == pq.ConnStatus.BAD:
+            raise psycopg.OperationalError(pgconn.get_error_message())
+        if not _ready(pgconn.socket, wanted, until - time.monotonic()):
+            pgconn.finish()
+            raise psycopg.OperationalError(f"connection timeout: no answer within {CONNECT:g} s")
+        state = pgconn.connect_poll()
+        if state == pq.PollingStatus.OK:
+            break
+        if state == pq.PollingStatus.FAILED:
+            message = pgconn.get_error_message()
+            pgconn.finish()
+            raise psycopg.OperationalError(message)
+        wanted = 1 if state == pq.PollingStatus.READING else 2
+    pgconn.nonblocking = 1
+    connection = Postgres(pgconn)
+    connection.patience = patience
+    try:
+        connection.autocommit = True
+        connection.execute(";".join(f"SET {name} = '{value}'" for name, value in settings.items()))
+        connection.autocommit = autocommit
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, int(seconds * 1000)))
+
+
+class PostgreSQL(Database):
+    """One database on a server, used by the workers of any number of hosts."""
+
+    writers = WRITERS
+    error = psycopg.Error
+    version = "not connected yet"
+
+    def __init__(self, url: URL, *, timeout: float) -> None:
+        dialect_url = url.set(drivername="postgresql+psycopg")
+        dialect = dialect_url.get_dialect()()
+        _args, parameters = dialect.create_connect_args(dialect_url)
+        parameters.pop("context", None)
+        self._parameters: dict[str, Any] = {
+            "keepalives": 1, "keepalives_idle": 1, "keepalives_interval": 1, "keepalives_count": 2,
+            "tcp_user_timeout": _milliseconds(PARTITION), "application_name": "flaskchat", "gssencmode": "disable",
+            "client_encoding": "UTF8", **parameters,
+        }  # fmt: skip
+        try:
+            conninfo.make_conninfo("", **self._parameters)
+        except psycopg.ProgrammingError as error:
+            raise ConfigurationError(f"FLASKCHAT_DATABASE_URL: {error}") from None
+        self.name = f"{url.host or 'local'}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+        digest = hashlib.blake2b(self.name.encode(), digest_size=8).hexdigest()
+        self.places = Path(tempfile.gettempdir()) / f"flaskchat-{os.getuid()}-{digest}-places"
+        engine = sa.create_engine(
+            dialect_url, creator=self._creator, poolclass=NullPool, hide_parameters=True, use_native_hstore=False
+        )
+        super().__init__(engine, timeout=timeout)
+
+    def describe(self) -> str:
+        return f"PostgreSQL {self.version}, {self.name}"
+
+    def open(self, *, patience: float, autocommit: bool = True) -> Postgres:
+        """A connection of the driver's. In a native thread.
+
+        :param patience: seconds that the server has for a statement.
+        """
+        settings = {
+            "statement_timeout": _milliseconds(patience), "lock_timeout": _milliseconds(min(patience, self.timeout)),
+            "idle_in_transaction_session_timeout": _milliseconds(HELD),
+        }  # fmt: skip
+        found = connect(self._parameters, settings, patience=patience + MARGIN, autocommit=autocommit)
+        self.version = found.info.parameter_status("server_version") or self.version
+        return found
+
+    def _creator(self) -> Postgres:
+        return self.open(patience=self.timeout + MARGIN, autocommit=False)
+
+    def connect(self, *, write: bool) -> Connection:
+        connection = self.engine.connect()
+        raw = self.raw(connection)
+        if not write:
+            raw.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            raw.read_only = True
+        return connection
+
+    @staticmethod
+    def raw(c: Connection) -> Postgres:
+        return c.connection.driver_connection  # type: ignore[return-value]
+
+    def executor(self, c: Connection) -> Ask:
+        return executor(self.raw(c))
+
+    def alone(self, c: Connection, key: str) -> None:
+        c.execute(_ALONE, {"space": LOCKS, "key": key})
+
+    def before_migration(self, c: Connection) -> None:
+        c.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        c.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        c.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        self.raw(c).patience = 3600.0
+        c.exec_driver_sql("SELECT pg_advisory_xact_lock(%s, %s)", (LOCKS, MIGRATING))
+
+    def alive(self, c: Connection) -> bool:
+        raw = self.raw(c)
+        return not raw.closed and not _ready(raw.pgconn.socket, 1, 0)
+
+    def again(self, fault: BaseException) -> bool:
+        if isinstance(fault, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure):
+            return True
+        return lost(fault)
+
+    def at_start(self, fault: BaseException) -> Exception:
+        said = " ".join(str(fault).split())
+        if isinstance(fault, psycopg.errors.InsufficientPrivilege):
+            return ConfigurationError(
+                f"FLASKCHAT_DATABASE_URL: cannot use the database {self.name}: {said}. "
+                "Its user must be allowed to make tables there: GRANT CREATE ON SCHEMA public TO that user."
+            )
+        refused = isinstance(fault, psycopg.OperationalError) and not _LATER.search(said) and _WRONG.search(said)
+        if isinstance(fault, psycopg.OperationalError | psycopg.InterfaceError | Unavailable) and not refused:
+            return unavailable()
+        return ConfigurationError(
+            f"FLASKCHAT_DATABASE_URL: cannot use the database {self.name}: {said}. "
+            "Check user, password, host and the database's name; `createdb` makes one that is missing."
+        )
+
+
+_ALONE = sa.text("SELECT pg_advisory_xact_lock(:space, hashtext(:key))")
+
+
+def executor(raw: Postgres) -> Ask:
+    return lambda statement, values: raw.execute(statement.replace("?", "%s").encode(), values)
+
+
+def lost(fault: BaseException) -> bool:
+    """Whether the connection has gone with it, before or while the server looked at the command."""
+    return isinstance(
+        fault,
+        psycopg.errors.AdminShutdown | psycopg.errors.CrashShutdown | psycopg.errors.IdleInTransactionSessionTimeout,
+    ) or (type(fault) is psycopg.OperationalError and "no answer within" not in str(fault))
