@@ -89,6 +89,8 @@ class Places:
         """Of all processes that see each other's places, and of no others; begins with the host's name."""
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.stat().st_uid != os.geteuid():  # in a folder that all may write to, somebody may have been first
+                raise PermissionError("it is somebody else's")
             for number in range(FILES):
                 self._files.append(os.open(folder / f"{number:x}", os.O_RDWR | os.O_CREAT, 0o600))
             self._try_out()

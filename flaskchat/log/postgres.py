@@ -26,6 +26,7 @@ Deliberate choices; do not change one without reading why:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -99,6 +100,8 @@ class PostgresLog(Rows):
     # -- news --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        with contextlib.suppress(psycopg.Error, ConfigurationError):  # the tick says so
+            self._server.offload(self._open)
         tasks.spawn(self._listen, name="flaskchat-listen")
 
     def stop(self) -> None:

@@ -39,12 +39,13 @@ def upgrade(database: Database) -> None:
     try:
         database.look()
         with database.connect(write=False) as connection:
-            if version(connection) == HEAD:
-                return
-        with database.connect(write=True) as connection, connection.begin():
-            database.before_migration(connection)
-            if version(connection) != HEAD:
-                _run(connection)
+            current = version(connection) == HEAD
+        if not current:
+            with database.connect(write=True) as connection, connection.begin():
+                database.before_migration(connection)
+                if version(connection) != HEAD:
+                    _run(connection)
+        database.warm()
     except (exc.DatabaseError, database.error) as error:
         fault = getattr(error, "orig", None) or error
         made = database.at_start(fault)

@@ -239,6 +239,11 @@ class PostgreSQL(Database):
     def alone(self, c: Connection, key: str) -> None:
         c.execute(_ALONE, {"space": LOCKS, "key": key})
 
+    def warm(self) -> None:
+        for write, idle in self._idle.items():
+            if not idle:
+                idle.append(self.connect(write=write))
+
     def before_migration(self, c: Connection) -> None:
         c.exec_driver_sql("SET LOCAL statement_timeout = 0")
         c.exec_driver_sql("SET LOCAL lock_timeout = 0")
