@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from flaskchat import sse, sweep
 from flaskchat.config import Settings
+from flaskchat.live import Live
 from flaskchat.log.base import Append
 from flaskchat.log.open import open_log
 from flaskchat.models import Delta, Done, Start
@@ -37,7 +38,7 @@ class Rooms:
         migrate.upgrade(self.database)
         self.store = Store(self.database)
         self.holding = Holding()
-        self.journal: Any = open_log(Settings(), self.database)
+        self.journal: Any = open_log(Settings(), self.database, Live(1 << 20))
         self.live: dict[str, list[bytes]] = {}
         self.fenced: list[Lease] = []
         self.sweeper = sweep.Sweeper(

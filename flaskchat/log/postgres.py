@@ -189,7 +189,7 @@ class PostgresLog(Rows):
             self._append(raw, lease, entries, endings)
         if not self._following:
             return []
-        if entries and self.tells and not self._told and time.monotonic() - self._looked_at < SAFETY:
+        if lease is not None and self.tells and not self._told and time.monotonic() - self._looked_at < SAFETY:
             return []
         try:
             return self._news(raw)
