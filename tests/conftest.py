@@ -27,9 +27,6 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--backend", default="sqlite", help="Where servers keep their data in tests that name none: `sqlite+redis`."
-    )
-    parser.addoption(
         "--long", action="store_true", help="Faults and races in full: hundreds of seeds and minutes of load."
     )
     parser.addoption(
