@@ -29,9 +29,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="Faults and races in full: hundreds of seeds and minutes of load."
     )
-    parser.addoption(
-        "--backend", default="sqlite", help="Where servers keep their data in tests that name none: `sqlite+redis`."
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
