@@ -27,6 +27,9 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--backend", default="sqlite", help="Where servers keep their data in tests that name none: `sqlite+redis`."
+    )
+    parser.addoption(
         "--long", action="store_true", help="Faults and races in full: hundreds of seeds and minutes of load."
     )
 
@@ -41,10 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("backends")
-    if marker is None or "backend" not in metafunc.fixturenames:
+    wanted = [name for name in ("backend", "shared_backend") if name in metafunc.fixturenames]
+    if marker is None or not wanted:
         return
     names = [*marker.args, *(marker.kwargs.get("long", ()) if metafunc.config.getoption("--long") else ())]
-    metafunc.parametrize("backend", [name for name in names if name in READY], indirect=True)
+    values = [[name] * len(wanted) for name in names if name in READY]
+    metafunc.parametrize(wanted, values, indirect=True, ids=[value[0] for value in values])
 
 
 LONGEST_FIRST = (
@@ -97,6 +102,13 @@ def postgres(database_servers: Servers) -> PostgresServer:
 def redis_server(database_servers: Servers) -> RedisServer:
     """A Redis server with the append-only file; `redis_server.prefix()` gives a prefix for keys."""
     return database_servers.redis
+
+
+@pytest.fixture(scope="module")
+def shared_backend(request: pytest.FixtureRequest, database_servers: Servers) -> Iterator[Backend]:
+    """As `backend`, for a server that the tests of a module share."""
+    with opened(getattr(request, "param", request.config.getoption("--backend")), database_servers) as found:
+        yield found
 
 
 @pytest.fixture
