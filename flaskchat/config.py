@@ -144,6 +144,9 @@ class Settings:
         50, "New streams that one client address may open in a second, in all workers; 0: no limit.",
         unit="streams", minimum=0, maximum=PLACES,
     )  # fmt: skip
+    metrics_token: str | None = _setting(
+        None, "What a scraper of /metrics must send as its bearer token; absent: there is no /metrics.", secret=True
+    )
     live_bytes: int = _setting(
         128 << 20, "Events of live replies kept in one worker's memory; older ones are read from the log.",
         unit="bytes", minimum=1 << 16,

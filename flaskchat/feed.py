@@ -32,9 +32,9 @@ class Feed:
     """The state of one run between its start and its terminal event."""
 
     __slots__ = (
-        "_log_words", "_verdict", "backlog", "begun", "bell", "closing", "fd", "heard", "heard_at", "live", "max_bytes",
-        "notes", "pending", "reasoning", "seq", "source", "started_at", "terminal", "text", "tools", "tools_size",
-        "upstream_closed_ms",
+        "_log_words", "_verdict", "backlog", "begun", "bell", "closing", "fd", "first_at", "heard", "heard_at", "live",
+        "max_bytes", "notes", "pending", "reasoning", "seq", "source", "started_at", "terminal", "text", "tools",
+        "tools_size", "upstream_closed_ms",
     )  # fmt: skip
 
     def __init__(self, begun: Begun, live: LiveRun, max_bytes: int, *, log_words: bool = False) -> None:
@@ -56,6 +56,8 @@ class Feed:
         self.tools: list[Tool] = []
         self.tools_size = 0
         self.started_at = self.heard_at = time.monotonic()
+        self.first_at: float | None = None
+        """When the model sent anything first."""
         self.heard = False
         """Whether the model has sent anything yet."""
         self.terminal: Terminal | None = None
@@ -114,6 +116,8 @@ class Feed:
                 events = source.read()
                 if events:
                     self.heard, self.heard_at = True, time.monotonic()
+                    if self.first_at is None:
+                        self.first_at = self.heard_at
                     for event in events:
                         self._accept(event)
             except ModelError as error:

@@ -192,6 +192,14 @@ def _paths(body: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
                 "responses": _json("Ready") | _problems(400, 503),
             },
         },
+        "/metrics": {
+            "get": {
+                "operationId": "metrics", "summary": "What was counted, for Prometheus; with the operator's token.",
+                "responses": {
+                    "200": _answer("Prometheus' text format.", "text/plain", TEXT), **_problems(400, 401, 404, 503)
+                },
+            },
+        },
     }  # fmt: skip
 
 

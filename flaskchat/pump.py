@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from . import tasks
+from . import metrics, tasks
 from .feed import Feed
 from .live import Bell, Live, LiveRun
 from .log.base import Append, Entry, Leave, Log, LogUnavailable, Stop
@@ -68,11 +68,15 @@ class Look:
 class Pump:
     """One per worker."""
 
-    def __init__(self, log: Log, live: Live, lease: Callable[[], Lease], *, check_period: float) -> None:
+    def __init__(
+        self, log: Log, live: Live, lease: Callable[[], Lease], *, check_period: float,
+        counts: metrics.Metrics | None = None,
+    ) -> None:  # fmt: skip
         """:param lease: this worker's, as it is at the moment.
         :param check_period: seconds between calls of the `checks`.
         """
         self.log = log
+        self.metrics = counts or metrics.Metrics()
         self.live = live
         self._lease = lease
         self.poller = Poller()
@@ -112,6 +116,7 @@ class Pump:
     def add(self, feed: Feed) -> None:
         """Take a new run in; its start event goes out with the next tick."""
         self.feeds[feed.begun.run_id] = feed
+        self.metrics.add(metrics.REPLIES_STARTED)
         self.touch(feed)
 
     def watch(self, feed: Feed) -> None:
@@ -253,6 +258,7 @@ class Pump:
         elif self.unavailable_since is None:
             self.unavailable_since = now
             logger.warning("the log cannot be used, trying again: %s", refused)
+        self.metrics.ticked(len(self.feeds), refused is not None)
 
     def _gather(self) -> tuple[Lease, list[Feed]]:
         """Read every source that has something.
@@ -324,6 +330,8 @@ class Pump:
         else:
             self._keep([one for one in moved if one[0].begun.run_id not in refused.finished])
             moved = [one for one in moved if one[0].begun.run_id in refused.finished]
+        if moved:
+            self.metrics.committed(sum(len(frames) for _, frames, _ in moved), now)
         for number, (feed, frames, ended) in enumerate(moved, 1):
             self._publish(feed, frames, ended)
             if number % TURNS == 0:
@@ -376,6 +384,8 @@ class Pump:
         if ended:
             self.feeds.pop(feed.begun.run_id, None)
             self.live.drop(feed.begun.run_id)
+            assert feed.terminal is not None
+            self.metrics.reply_ended(feed.terminal, feed.started_at, feed.first_at)
             if self.on_ended is not None:
                 self.on_ended(feed)
         feed.live.wake()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from . import sse, tasks
+from . import metrics, sse, tasks
 from .limits import Visitor
 from .live import LiveRun
 from .outlet import HandedOver, Offer, Outlet
@@ -26,6 +26,7 @@ class Keeper(Protocol):
     """Who holds the readers of a worker."""
 
     heartbeat: float
+    metrics: metrics.Metrics
     parting: bool
     poller: Poller
 
@@ -76,6 +77,7 @@ class Reader:
             data, self.cursor = self.run.take(self.cursor)
             if not data and not self._over() and time.monotonic() - self.idle_since >= self._keeper.heartbeat:
                 data = sse.HEARTBEAT
+                self._keeper.metrics.add(metrics.HEARTBEATS)
         if data:
             self.idle_since = time.monotonic()
             if self._prefix and data is not sse.HEARTBEAT:
@@ -169,6 +171,7 @@ class Reader:
             self._writing = True
             tasks.spawn(self._catch_up)
         except OSError:
+            self._vanished()
             self._end()
 
     def _write_on(self, writing: bool) -> None:
@@ -202,8 +205,9 @@ class Reader:
     def on_ready(self, gone: bool) -> None:
         """:param gone: the client has closed its side; otherwise its connection takes more."""
         if not gone:
-            self.push()
-        elif self._outlet is not None:
+            return self.push()
+        self._vanished()
+        if self._outlet is not None:
             self._end()
         else:
             self._gone = True
@@ -214,8 +218,14 @@ class Reader:
             self._unwatch()
             self.wake()
 
+    def _vanished(self) -> None:
+        if not self._gone and not self._closed:
+            self._keeper.metrics.add(metrics.STREAMS_LOST, "vanished")
+
     def leave(self) -> None:
         """End the stream, though there is more to come, and let others have its places at once."""
+        if not self._gone and not self._closed:
+            self._keeper.metrics.add(metrics.STREAMS_LOST, "sent_away")
         self.visitor.release()
         if self.writing_since:
             return self.cut()

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from . import sse, tasks
+from . import metrics, sse, tasks
 from .config import Settings
 from .errors import NotFound, Unavailable
 from .feed import Feed
@@ -55,6 +55,7 @@ class Readers:
         """:param capacity: open streams at most, so that other requests always find a place."""
         self.pump = pump
         self.poller = pump.poller
+        self.metrics = pump.metrics
         self.heartbeat = settings.heartbeat
         self.capacity = capacity
         self.leaving = False
@@ -72,6 +73,7 @@ class Readers:
         """Who signed out lately, and when (monotonic)."""
         self._places = 0
         self._loading = tasks.Lock()
+        self.metrics.set(metrics.STREAMS_CAPACITY, capacity)
         pump.checks.append(self.check)
         pump.busy = lambda: bool(self._open)
         pump.on_leave = self._leave_asked
@@ -149,6 +151,8 @@ class Readers:
         reader = Reader(self, run, cursor, retry, first, visitor)
         self.pump.attend(run, reader)
         self._open.add(reader)
+        self.metrics.add(metrics.STREAMS_OPENED)
+        self.metrics.set(metrics.STREAMS_OPEN, len(self._open))
         if visitor.sock is not None:
             self._prepare(reader, visitor.sock)
         if visitor.since < self._signed_out.get(visitor.owner, 0.0):  # while the request was on its way
@@ -159,6 +163,7 @@ class Readers:
         """It has ended."""
         self._live.unwatch(reader.run, reader)
         self._open.discard(reader)
+        self.metrics.set(metrics.STREAMS_OPEN, len(self._open))
         reader.visitor.release()
 
     def _make_room(self, run_id: str, visitor: Visitor) -> None:
@@ -313,6 +318,7 @@ class Readers:
         hopeless = since is not None and now - since > LOG_PATIENCE
         for reader in tuple(self._open):
             if reader.writing_since and now - reader.writing_since > self._stall:
+                self.metrics.add(metrics.STREAMS_LOST, "stalled")
                 reader.cut()
             elif hopeless:
                 reader.leave()

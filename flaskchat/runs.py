@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from . import tasks
+from . import metrics, tasks
 from .config import Settings
 from .errors import ModelBusy, ModelError, ModelTimeout, ModelUnreachable, NotFound, ReplyNotKept, Unavailable
 from .feed import Feed
@@ -287,6 +287,7 @@ class Runs:
             logger.warning(
                 "the lease %s was taken over while this worker was held up; its runs are ended", lease.worker_id
             )
+            self._pump.metrics.add(metrics.LEASES_LOST)
             self._pump.abandon()
 
     # -- looked at by the pump -------------------------------------------------------------------------------------

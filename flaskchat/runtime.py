@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import forget, server, tasks
+from . import forget, metrics, server, tasks
 from .bodies import Bodies
 from .config import Settings
 from .errors import Unavailable
@@ -63,6 +63,7 @@ class Runtime:
         self.store = Store(self.database, quota)
         self.places = Places(self.database.places)
         self.limits = Limits(settings, self.places)
+        self.metrics = metrics.Metrics(self.database.places)
         self.live = Live(settings.live_bytes)
         self.holding = Holding(self._mark, self.places.host)
         self.log = open_log(settings, self.database, self.live)
@@ -71,6 +72,7 @@ class Runtime:
             self.live,
             lambda: self.holding.lease,
             check_period=min(0.5, max(0.02, settings.heartbeat / 5)),
+            counts=self.metrics,
         )
         self.readers = Readers(
             settings, self.pump, self.live, self.store, self.limits,
@@ -83,8 +85,11 @@ class Runtime:
             self.database, self.log, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced,
             gone=lambda host, worker_id: self.places.gone(host, lease_place(worker_id)), claim=self.runs.claim,
             chores=lambda: forget.chores(self.database, settings.retention_days),
+            counts=self.metrics,
         )  # fmt: skip
         self.pump.checks.append(self._check)
+        self._holds = (0, 0.0)
+        """What the watch had found when it was counted last."""
         self._closed = False
 
     def _mark(self, worker_id: str) -> Callable[[], object]:
@@ -100,6 +105,11 @@ class Runtime:
         logger.info("flaskchat: %s", self.database.describe())
 
     def _check(self, now: float) -> None:
+        holds, held = self.watch.holds, self.watch.held_seconds
+        if holds != self._holds[0]:
+            self.metrics.add(metrics.HUB_HOLDS, amount=holds - self._holds[0])
+            self.metrics.add(metrics.HUB_HELD, amount=held - self._holds[1])
+            self._holds = (holds, held)
         if self.worker is not None and not self.worker.alive and not self.readers.leaving:
             self.drain()
         elif self.runs.drained(now):
@@ -126,6 +136,7 @@ class Runtime:
         self._release()
         self.live.close()
         self.places.close()
+        self.metrics.close()
         self.database.close()
         self.watch.close()
 
@@ -151,8 +162,8 @@ class Lazy:
         self._closed = False
 
     def get(self) -> Runtime:
-        runtime = self._runtime
-        if runtime is not None and runtime.pid == os.getpid():
+        runtime = self.opened
+        if runtime is not None:
             return runtime
         with self._lock:
             if self._runtime is None or self._runtime.pid != os.getpid():
@@ -161,6 +172,12 @@ class Lazy:
                 self._runtime = runtime
             assert self._runtime is not None
             return self._runtime
+
+    @property
+    def opened(self) -> Runtime | None:
+        """What `get` returns, where somebody has needed it before."""
+        runtime = self._runtime
+        return runtime if runtime is not None and runtime.pid == os.getpid() else None
 
     def start(self) -> None:
         """Open it now. A database that cannot be used at the moment is waited for beside: a worker that failed to boot

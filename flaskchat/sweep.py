@@ -26,7 +26,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from . import sse, tasks
+from . import metrics, sse, tasks
 from .errors import Unavailable
 from .feed import encode_parts
 from .log.base import Append, Log
@@ -53,6 +53,7 @@ class Sweeper:
         self, database: Database, log: Log, holding: Holding, *, busy: Callable[[], bool],
         on_fenced: Callable[[Lease], None], claim: Callable[[], None] = lambda: None,
         chores: Callable[[], None] = lambda: None, gone: Callable[[str, str], bool] = lambda host, worker_id: False,
+        counts: metrics.Metrics | None = None,
     ) -> None:  # fmt: skip
         """:param busy: whether this worker has runs, and so a lease to renew.
         :param on_fenced: called when the lease turns out to be lost.
@@ -68,6 +69,7 @@ class Sweeper:
         self._claim = claim
         self._chores = chores
         self._gone = gone
+        self._metrics = counts or metrics.Metrics()
         self._still: dict[tuple[str, int], tuple[int, int]] = {}
         """Of each other lease: its counter, and for how many rounds it has stood there."""
         self._end = tasks.Event()
@@ -115,6 +117,8 @@ class Sweeper:
         for run_id, frames in past.items():
             if self._end_orphan(run_id, frames):
                 logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
+                self._metrics.add(metrics.TAKEOVERS)
+                self._metrics.add(metrics.REPLIES_ENDED, "interrupted")
         self._log.prune()
 
     def _end_orphan(self, run_id: str, frames: list[bytes]) -> bool:

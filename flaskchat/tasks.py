@@ -28,6 +28,15 @@ def Lock() -> threading.Lock:  # noqa: N802
     return threading.Lock()
 
 
+def native_lock() -> Any:
+    """A lock of the system's also where gevent has patched: for a few instructions in which nobody can wait."""
+    if not cooperative():
+        return threading.Lock()
+    from gevent import monkey
+
+    return monkey.get_original("_thread", "allocate_lock")()
+
+
 def sleep(seconds: float) -> None:
     time.sleep(seconds)
 

@@ -15,6 +15,7 @@ from flaskchat.errors import Unavailable
 from flaskchat.limits import Limits, Visitor
 from flaskchat.live import CHUNK, Live, LiveRun
 from flaskchat.log.base import Append, LogUnavailable
+from flaskchat.metrics import Metrics
 from flaskchat.models import Delta
 from flaskchat.places import Places
 from flaskchat.readers import Readers
@@ -172,6 +173,7 @@ class Log:
 
     def __init__(self) -> None:
         self.poller = None
+        self.metrics = Metrics()
         self.checks: list[Any] = []
         self.unavailable_since = None
         self.readable = True

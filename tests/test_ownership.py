@@ -25,7 +25,7 @@ from tests.hosts import Gate, bare
 CANARY = "canary-7f3a"
 
 # What every route is. `owner`: names something that belongs to somebody. `own`: is about whoever asks. `page`: a page
-# to which any site may link. `public`: says the same to everybody, and nothing of anybody.
+# to which any site may link. `public`: says the same to everybody, and nothing of anybody. `operator`: wants a token.
 ROUTES = {
     "POST /chat/conversation": "owner",
     "GET /chat/conversations": "own",
@@ -41,6 +41,7 @@ ROUTES = {
     "GET /chat/sse": "public",
     "GET /chat/healthz": "public",
     "GET /chat/readyz": "public",
+    "GET /chat/metrics": "operator",
     "GET /chat/assets/<path:filename>": "public",
 }
 

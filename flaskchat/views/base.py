@@ -16,6 +16,7 @@ from werkzeug.exceptions import (
     default_exceptions,
 )
 
+from .. import metrics
 from ..errors import BadRequest, BodyTooLarge, NotJSON, RequestError, TooSlow
 from ..limits import Visitor, network
 from ..security import COOKIE, COOKIE_AGE, check_origin
@@ -95,10 +96,18 @@ def json(body: object, status: int = 200, content_type: str = "application/json"
 
 
 def problem(error: RequestError) -> Response:
+    if error.status in (429, 503):
+        count_refusal(error)
     response = json(error.problem(), error.status, "application/problem+json")
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     return response
+
+
+def count_refusal(error: RequestError) -> None:
+    runtime = current_state().lazy.opened
+    if runtime is not None:
+        runtime.metrics.add(metrics.REFUSED, error.problem_code)
 
 
 def http_problem(error: HTTPException) -> Any:

@@ -63,7 +63,8 @@ def follow(run_id: str) -> Response:
     last_event_id = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
     try:
         frames = current_state().runtime.readers.follow(run_id, base.visitor(owner), last_event_id)
-    except Unavailable:
+    except Unavailable as error:
+        base.count_refusal(error)
         return come_back()
     if frames is None:
         return Response(status=204, headers={"Cache-Control": "no-store"})

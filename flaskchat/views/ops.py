@@ -1,13 +1,15 @@
-"""`/healthz` and `/readyz`: whether the process can answer, and whether it should be sent more."""
+"""`/healthz` and `/readyz`: whether the process answers, and should be sent more. `/metrics`: what was counted."""
 
 from __future__ import annotations
 
+import hmac
 import logging
 
 import sqlalchemy as sa
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
-from ..errors import FlaskChatError, NotReady, Unavailable
+from .. import metrics as counts
+from ..errors import FlaskChatError, NotFound, NotReady, Unauthorized, Unavailable
 from ..log.base import LogUnavailable
 from ..state import current_state
 from . import base
@@ -56,6 +58,26 @@ def _not_ready(wrong: dict[str, str]) -> Response:
     return base.problem(NotReady(" ".join(wrong.values()), retry_after=2, wrong=wrong))
 
 
+def metrics() -> Response:
+    """How much is used, by how many, and how often a model fails, is nobody's but the operator's."""
+    state = current_state()
+    token = state.settings.metrics_token
+    if token is None:
+        raise NotFound("FLASKCHAT_METRICS_TOKEN is not set, so there are no metrics.")
+    kind, _, given = request.headers.get("Authorization", "").partition(" ")
+    # Headers are Latin-1 to WSGI (PEP 3333), whatever was sent.
+    if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode()):
+        response = base.problem(Unauthorized("The bearer token is missing, or not FLASKCHAT_METRICS_TOKEN."))
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+    text = state.runtime.database.offload(state.runtime.metrics.text)
+    response = Response(text, content_type=counts.CONTENT_TYPE)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
 def add(blueprint: Blueprint) -> None:
     blueprint.add_url_rule("/healthz", view_func=healthz, methods=["GET"])
     blueprint.add_url_rule("/readyz", view_func=readyz, methods=["GET"])
+    blueprint.add_url_rule("/metrics", view_func=metrics, methods=["GET"])
