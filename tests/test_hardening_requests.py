@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from flaskchat.testing import ChatClient
 from tests.hosts import host, problem, send
@@ -231,4 +232,32 @@ def test_an_answer_cannot_be_framed_sniffed_or_read_by_others(visitor: ChatClien
         assert "no-store" in response.headers["Cache-Control"]
         assert "Access-Control-Allow-Origin" not in response.headers
         assert not response.content_type.startswith("text/html")
-    assert "frame-ancestors 'self'" in visitor.client.get("/chat/").headers["Content-Security-Policy"]
+
+
+def policy(response: TestResponse) -> dict[str, str]:
+    """The directives of the answer's Content-Security-Policy."""
+    directives = (part.strip().partition(" ") for part in response.headers["Content-Security-Policy"].split(";"))
+    return {name: value for name, _, value in directives}
+
+
+def test_what_a_model_wrote_can_do_nothing_where_it_is_opened_by_itself(visitor: ChatClient) -> None:
+    reply = visitor.ask("<html><script>alert(1)</script>")
+    export = f"/chat/conversations/{reply.conversation_id}/export"
+    sent = visitor.client.post("/chat/conversation", json=send("again", "second"))
+    answers = [sent, *(visitor.client.get(path) for path in (f"/chat/runs/{reply.run_id}/events", export))]
+    for response in answers:
+        assert policy(response) == {"sandbox": "", "default-src": "'none'"}
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert answers[-1].headers["Content-Disposition"].startswith("attachment;")
+
+
+def test_the_page_takes_nothing_from_elsewhere_and_nothing_inline(visitor: ChatClient) -> None:
+    response = visitor.client.get("/chat/")
+    assert policy(response) == {
+        "default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "connect-src": "'self'",
+        "img-src": "'self' data:", "font-src": "'self'", "base-uri": "'none'", "form-action": "'none'",
+        "frame-ancestors": "'self'", "require-trusted-types-for": "'script'",
+    }  # fmt: skip
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Referrer-Policy"] == "same-origin"
+    assert "private" in response.headers["Cache-Control"]

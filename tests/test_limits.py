@@ -303,6 +303,11 @@ def test_a_second_is_over_when_it_is_over(make: Callable[..., Made], monkeypatch
         with pytest.raises(TooMany):
             limits.enter(Visitor("", address="192.0.2.1"))
         limits.enter(Visitor("", address="192.0.2.9"))
+        back = Visitor("", address="192.0.2.1")
+        back.returning = True
+        limits.enter(back)  # at once
+    held = app.extensions["flaskchat"].runtime.places._held
+    assert sum(key.startswith("second") for key in held) == 2, "and leaves nothing behind"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from flaskchat.config import Settings
 from flaskchat.errors import Unavailable
 from flaskchat.limits import Limits, Visitor
 from flaskchat.live import CHUNK, Live, LiveRun
-from flaskchat.log.base import Append, LogUnavailable
+from flaskchat.log.base import Append, Leave, LogUnavailable, clock
 from flaskchat.metrics import Metrics
 from flaskchat.models import Delta
 from flaskchat.places import Places
@@ -278,6 +279,20 @@ def test_a_reader_whose_events_have_left_the_log_is_sent_away(log: Log, readers:
     assert log.run is not None
     assert log.run.closed
     assert readers._live.get("run_a") is None, "who comes back would find the closed run again"
+
+
+def test_who_signs_out_while_the_request_is_on_its_way_reads_nothing_more(readers: Readers) -> None:
+    on_its_way = Visitor("me")
+    readers._leave_asked(Leave("me", "", time.monotonic(), clock()))
+    reader = readers.follow("run_a", on_its_way, "3")
+    assert reader is not None
+    assert not reader.live
+    later = readers.follow("run_a", Visitor("me"), "3")
+    other = readers.follow("run_a", Visitor("you"), "3")
+    assert later is not None
+    assert other is not None
+    assert later.live
+    assert other.live
 
 
 def test_a_place_is_taken_while_the_store_is_asked(readers: Readers) -> None:
