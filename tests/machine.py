@@ -6,6 +6,7 @@ the sweep or a request. Used by test_log_machine.py. Another database comes in b
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 import time
@@ -78,6 +79,31 @@ class SQLite:
 
     def close(self) -> None:
         shutil.rmtree(self._path.parent)
+
+
+class Still:
+    """A task that does nothing by itself."""
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+
+class SQLiteAndRedis(SQLite):
+    """The log in Redis, under a prefix of its own."""
+
+    _prefixes = itertools.count(1)
+
+    def __init__(self, folder: Path, url: str) -> None:
+        super().__init__(folder)
+        self._settings = dataclasses.replace(SETTINGS, redis_url=url, redis_prefix=f"machine{next(self._prefixes)}")
+
+    def worker(self, models: Models) -> Runtime:
+        runtime = Runtime(self._settings, f"sqlite:///{self._path}", models)
+        log: Any = runtime.log
+        log._tail._run = lambda current: Still()  # what a worker reads meanwhile, it reads with its turn
+        turn = log.turn
+        log.turn = lambda *what: [*turn(*what), *(turn(None, [], []) if what[0] is not None else ())]
+        return runtime
 
 
 class Puts:

@@ -27,10 +27,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from flaskchat import sse, sweep, tasks
 from flaskchat.errors import ModelRaised, Unavailable
-from flaskchat.log import journal, rows
+from flaskchat.log import endings, journal, rows
 from flaskchat.models import Delta, Done
 from flaskchat.store.base import Command
-from tests.machine import OWNER, POINTS, Backend, Crash, Following, Models, Run, SQLite, Worker
+from tests.backends import Servers
+from tests.machine import OWNER, POINTS, Backend, Crash, Following, Models, Run, SQLite, SQLiteAndRedis, Worker
 from tests.server.client import TERMINAL, text
 
 WORKERS = 3
@@ -373,7 +374,14 @@ class Hosts(RuleBasedStateMachine):
         assert [frame[1:] for frame in run.seen] == [frame[1:] for frame in stored]
 
 
-@pytest.mark.parametrize("make", [SQLite])
+@pytest.fixture(params=["sqlite", "sqlite+redis"])
+def make(request: pytest.FixtureRequest, database_servers: Servers) -> Callable[[Path], Backend]:
+    if request.param == "sqlite":
+        return SQLite
+    url = database_servers.redis.url
+    return lambda folder: SQLiteAndRedis(folder, url)
+
+
 def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     make: Callable[[Path], Backend], tmp_path: Path, long: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,7 +390,8 @@ def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     monkeypatch.setattr(rows, "KEEP", 0.0)
     monkeypatch.setattr(sweep, "GONE_AFTER", GONE_AFTER)
     monkeypatch.setattr(journal, "BUSY_MS", 1)
-    machine = type("Machine", (Hosts,), {"make": make, "home": tmp_path})
+    monkeypatch.setattr(endings, "BUSY_MS", 1)
+    machine = type("Machine", (Hosts,), {"make": staticmethod(make), "home": tmp_path})
     run_state_machine_as_test(
         machine,
         settings=settings(
