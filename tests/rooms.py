@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from flaskchat import sse, sweep
 from flaskchat.config import Settings
-from flaskchat.live import Live
+from flaskchat.live import Live, LiveRun
 from flaskchat.log.base import Append
 from flaskchat.log.open import open_log
 from flaskchat.models import Delta, Done, Start
@@ -26,19 +26,23 @@ from flaskchat.store.sql import Store
 from tests.backends import Backend
 
 OWNER = "user:1"
+ROOT = Path(__file__).parent.parent
 _numbers = itertools.count(1)
 
 
 class Rooms:
     """A worker that is asked step by step."""
 
-    def __init__(self, where: Path | str) -> None:
-        """:param where: SQLite's file, or a database's URL."""
+    def __init__(self, where: Path | str, settings: Settings = Settings()) -> None:  # noqa: B008
+        """:param where: SQLite's file, or a database's URL.
+        :param settings: those that say which log it is.
+        """
         self.database = open_database(where if isinstance(where, str) else f"sqlite:///{where}", timeout=1.0)
         migrate.upgrade(self.database)
         self.store = Store(self.database)
         self.holding = Holding()
-        self.journal: Any = open_log(Settings(), self.database, Live(1 << 20))
+        self.memory = Live(1 << 20)
+        self.journal: Any = open_log(settings, self.database, self.memory)
         self.live: dict[str, list[bytes]] = {}
         self.fenced: list[Lease] = []
         self.sweeper = sweep.Sweeper(
@@ -50,6 +54,7 @@ class Rooms:
         begun = self.store.begin(OWNER, Command(**command), self.holding, lambda before: before or "parrot")
         if begun.created:
             self.live[begun.run_id] = []
+            self.memory.add(LiveRun(begun.run_id, own=True))
         return begun
 
     def append(self, begun: Begun, *texts: str, lease: Lease | None = None) -> list[bytes]:
@@ -58,8 +63,15 @@ class Rooms:
         frames = [] if known else [start_frame(begun)]
         frames += [sse.encode(len(known) + len(frames) + n, Delta(text)) for n, text in enumerate(texts, 1)]
         self.journal.turn(lease or self.holding.lease, [Append(begun.run_id, len(known) + 1, frames)], [])
-        known.extend(frames)
+        self.known(begun, frames)
         return frames
+
+    def known(self, begun: Begun, frames: list[bytes]) -> None:
+        """They have been appended."""
+        self.live[begun.run_id].extend(frames)
+        run = self.memory.get(begun.run_id)
+        assert run is not None
+        run.extend(frames, False)
 
     def finish(self, begun: Begun, text: str) -> None:
         known = self.live[begun.run_id]
@@ -67,6 +79,7 @@ class Rooms:
         ending = ending_of(begun, text, [*known, last])
         self.journal.turn(self.holding.lease, [Append(begun.run_id, len(known) + 1, [last], True)], [ending])
         del self.live[begun.run_id]
+        self.memory.drop(begun.run_id)
 
     def run(self, begun: Begun, *texts: str) -> None:
         """A whole short run."""
@@ -119,12 +132,14 @@ def where(backend: Backend, folder: Path) -> str:
 
 
 @contextmanager
-def worker_rooms(where: Path | str) -> Iterator[Callable[[], Rooms]]:
+def worker_rooms(
+    where: Path | str, settings: Settings = Settings()  # noqa: B008
+) -> Iterator[Callable[[], Rooms]]:
     """Makes workers on one database and closes them all."""
     opened: list[Rooms] = []
 
     def make() -> Rooms:
-        opened.append(Rooms(where))
+        opened.append(Rooms(where, settings))
         return opened[-1]
 
     try:
