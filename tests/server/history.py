@@ -155,7 +155,8 @@ class Reading:
             if not data:
                 if self.how == "open":
                     # Without chunks the end of a body cannot be told from a cut.
-                    self.how = "end" if self.stream.response.isclosed() else "cut"
+                    whole = self.stream.response.isclosed() or self.stream.response.length == 0
+                    self.how = "end" if whole else "cut"
                 return
             self._new += self.feed(data)
 

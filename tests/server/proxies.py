@@ -86,11 +86,12 @@ def nginx_command(binary: str, folder: Path, site: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def deployed_nginx(folder: Path, to: int) -> Iterator[int]:
-    """nginx with deploy/nginx.conf, but for the two addresses."""
+def deployed_nginx(folder: Path, *to: int) -> Iterator[int]:
+    """nginx with deploy/nginx.conf, but for the addresses; in front of several servers it asks them in turn."""
     binary, port = program("nginx"), free_port()
     site = (ROOT / "deploy" / "nginx.conf").read_text(encoding="utf-8")
-    for ours, here in (("listen 80;", f"listen 127.0.0.1:{port};"), ("127.0.0.1:8000;", f"127.0.0.1:{to};")):
+    servers = "\n".join(f"    server 127.0.0.1:{number};" for number in to)
+    for ours, here in (("listen 80;", f"listen 127.0.0.1:{port};"), ("    server 127.0.0.1:8000;", servers)):
         assert site.count(ours) == 1
         site = site.replace(ours, here)
     with started(nginx_command(binary, folder, site), folder / "nginx.out", port):
