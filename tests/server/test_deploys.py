@@ -1,6 +1,7 @@
 """Deploys: workers told to leave, one by one, all at once, by a reload or by count. No reader sees an error (P6, P7).
 
-Under load the short form is three deploys in a quarter of a minute, the long form a minute with one every five seconds.
+Under load the short form is three deploys in a quarter of a minute, the long form a minute with one every five seconds;
+with the log in Redis, too, and in the long form on PostgreSQL alone.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ class Reading:
         return self.raw.endswith(b"\r\n0\r\n\r\n")
 
 
+@pytest.mark.backends("sqlite", long=("postgres", "postgres+redis"))
 def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(serve: Callable[..., Server]) -> None:
     server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "2"}, app=FAULTY, args=["--graceful-timeout", "15"])
     client = server.client()
@@ -220,6 +222,7 @@ def assert_nobody_minded(server: Server, crowd: Crowd) -> None:
         assert words not in server.log()
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_deploys_under_load_show_no_error_and_cut_no_reply_that_fits(
     busy: Callable[..., Server], model: Running, long: bool, seed: int
 ) -> None:

@@ -1,7 +1,8 @@
 """`kill -9` of a worker, and of everything at once: what was seen is kept, and every run has one end (P1, P2, P3).
 
 The moment of the kill varies by a seed, which is printed. Short forms are a few of them, with leases that are counted
-out sooner, beside one with the real times; the long form is 200 kills of a worker and 30 of everything.
+out sooner, beside one with the real times; the long form is 200 kills of a worker and 30 of everything, on every
+backend.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from http.client import HTTPException
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
@@ -192,6 +194,7 @@ def test_a_killed_worker_s_run_ends_as_interrupted_within_15_seconds(serve: Serv
     judge(history, server, model)
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_kills_at_any_moment_lose_nothing_and_leave_nobody_waiting(
     serve: Serve, model: Running, long: bool, seed: int
 ) -> None:
@@ -245,6 +248,7 @@ def test_a_question_that_its_host_gave_up_has_an_end_though_its_worker_lives(ser
 # -- all at once -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.backends("sqlite", "postgres", long=("postgres+redis",))
 def test_after_a_kill_of_everything_a_new_start_ends_every_run_with_what_was_seen(
     serve: Serve, model: Running, long: bool, seed: int
 ) -> None:

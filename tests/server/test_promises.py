@@ -1,4 +1,7 @@
-"""The promises P1-P6, with a real model server, real gunicorn and two workers."""
+"""The promises P1-P6, with a real model server, real gunicorn and two workers.
+
+All of them on SQLite, on PostgreSQL, and on PostgreSQL with the log in Redis.
+"""
 
 import json
 import random
@@ -11,10 +14,13 @@ from typing import Any
 import pytest
 
 from flaskchat import sse
+from tests.backends import EVERYWHERE
 from tests.conftest import Server, asking
 from tests.server.badmodel import Running, text_of
 from tests.server.checks import write_lock
 from tests.server.client import TERMINAL, Client, Stream, deadline, seqs, text
+
+pytestmark = pytest.mark.backends(*EVERYWHERE)
 
 
 def ask(client: Client, more: Any = None, **directive: Any) -> tuple[dict[str, Any], Stream]:

@@ -1,6 +1,7 @@
 """What happens at the same moment: every race has one winner, and everybody is told the same of it (P3, P4, P5).
 
-Each has 500 rounds in its long form and some 15 in its short one, with a printed seed. The moments are spread around
+Each has 500 rounds in its long form and some 15 in its short one, with a printed seed; on SQLite and PostgreSQL, in the
+long form with the log in Redis as well. The moments are spread around
 the one at which both sides meet, which is measured and not assumed.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from tests.backends import Backend
 from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
 from tests.server.checker import judge
@@ -27,6 +29,8 @@ from tests.server.checks import FAULTY, rows
 from tests.server.client import deadline
 from tests.server.dump import Tap
 from tests.server.history import Event, History, Reading, Visitor
+
+pytestmark = pytest.mark.backends("sqlite", "postgres", long=("postgres+redis",))
 
 
 @pytest.fixture
@@ -49,9 +53,12 @@ def settings(model: Running) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def racing(tmp_path_factory: pytest.TempPathFactory, model: Running) -> Iterator[Server]:
+def racing(
+    tmp_path_factory: pytest.TempPathFactory, model: Running, shared_backend: Backend
+) -> Iterator[Server]:
     """One server for the races that leave it as they found it."""
-    server = Server(tmp_path_factory.mktemp("races"), settings(model), workers=2, kind="gevent", app=FAULTY, args=[])
+    folder = tmp_path_factory.mktemp("races")
+    server = Server(folder, settings(model), workers=2, kind="gevent", app=FAULTY, args=[], backend=shared_backend)
     server.client().json("/conversations")
     yield server
     server.close()

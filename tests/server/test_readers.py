@@ -1,4 +1,7 @@
-"""Readers: heartbeats, clients that vanish or stall, cursors that mean nothing, capacity, memory let go of (P2, P8)."""
+"""Readers: heartbeats, clients that vanish or stall, cursors that mean nothing, capacity, memory let go of (P2, P8).
+
+On SQLite and with the log in Redis; the long form on PostgreSQL alone as well.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ import pytest
 
 from flaskchat import sse
 from flaskchat.models import Start
+from tests.backends import Backend
 from tests.conftest import Server
 from tests.server.client import Client, Stream, deadline, seqs, text
+
+pytestmark = pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 
 SETTINGS = {
     "FLASKCHAT_MODEL": "lines",
@@ -30,10 +36,12 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared(tmp_path_factory: pytest.TempPathFactory, shared_backend: Backend) -> Iterator[Server]:
     """One server for the tests that leave it as they found it: two workers, short times, little memory for runs."""
     folder = tmp_path_factory.mktemp("readers")
-    server = Server(folder, SETTINGS, workers=2, kind="gevent", app="tests.server.faulty:app", args=[])
+    server = Server(
+        folder, SETTINGS, workers=2, kind="gevent", app="tests.server.faulty:app", args=[], backend=shared_backend
+    )
     yield server
     server.close()
     print(server.log())

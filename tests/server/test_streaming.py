@@ -1,4 +1,4 @@
-"""A reply streams, is kept, and outlives its reader."""
+"""A reply streams, is kept, and outlives its reader; in the long form on every backend."""
 
 import contextlib
 import json
@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import Server
 from tests.server.checks import FAULTY
 from tests.server.client import deadline, seqs, text
+
+pytestmark = pytest.mark.backends("sqlite", long=("postgres", "postgres+redis"))
 
 
 def test_a_reply_streams_as_numbered_events_and_is_stored(server: Server) -> None:
