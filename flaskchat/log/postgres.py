@@ -100,8 +100,6 @@ class PostgresLog(Rows):
     # -- news --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        with contextlib.suppress(psycopg.Error, ConfigurationError):  # the tick says so
-            self._server.offload(self._open)
         tasks.spawn(self._listen, name="flaskchat-listen")
 
     def stop(self) -> None:
@@ -109,6 +107,9 @@ class PostgresLog(Rows):
 
     def _listen(self) -> None:
         complained = False
+        with contextlib.suppress(Exception):  # whoever needs them opens them, and says what is wrong
+            self._server.offload(self._server.warm)
+            self.calls.call(self._open)
         while not self._stopped:
             try:
                 connection = self._server.offload(self._open_listener)

@@ -101,9 +101,6 @@ class Database:
     def alone(self, c: Connection, key: str) -> None:
         """Keep every other transaction that asks for the same key waiting until the end of this one."""
 
-    def warm(self) -> None:
-        """Open what the first requests will want, where opening takes long."""
-
     def before_migration(self, c: Connection) -> None:
         """Keep other starts out of the transaction in which migrations run."""
 

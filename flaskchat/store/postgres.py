@@ -240,6 +240,7 @@ class PostgreSQL(Database):
         c.execute(_ALONE, {"space": LOCKS, "key": key})
 
     def warm(self) -> None:
+        """Open a connection of each kind, so that the first requests need not. In a native thread."""
         for write, idle in self._idle.items():
             if not idle:
                 idle.append(self.connect(write=write))
