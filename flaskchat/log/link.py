@@ -148,9 +148,9 @@ class Link:
             if self._connection is None:
                 self.connect()
             replies = self._ask(commands)
-            moved = next((str(reply) for reply in replies if str(reply).startswith("MOVED ")), "")
+            moved = [reply for reply in replies if self._names(reply, "MOVED")]
             if moved:
-                self._follow(moved)
+                self._follow(moved[0])
                 replies = self._ask(commands)
         except BaseException as error:
             self.close()
@@ -178,16 +178,22 @@ class Link:
             self.close()
             self._first += 1
             raise self._failed(error) from error
-        if str(error).startswith(("ASK ", "TRYAGAIN")):
-            raise LogUnavailable(f"Redis: {error}") from error
+        if self._names(error, "ASK", "TRYAGAIN"):
+            raise LogUnavailable("Redis: the cluster moves our keys") from error
+
+    def _names(self, reply: Any, *codes: str) -> bool:
+        """Whether it is an error of this code; redis-py has a class for each, or in older versions the text."""
+        if not isinstance(reply, self._error):
+            return False
+        return type(reply).__name__.removesuffix("Error").upper() in codes or str(reply).startswith(codes)
 
     def _failed(self, error: BaseException) -> LogUnavailable:
         self._not_before = time.monotonic() + random.uniform(*PAUSE)
         self._why = f"Redis: {error or type(error).__name__}"
         return LogUnavailable(self._why)
 
-    def _follow(self, moved: str) -> None:
-        host, _, port = moved.split(" ")[2].rpartition(":")
+    def _follow(self, moved: Any) -> None:
+        host, _, port = str(moved.args[0]).split(" ")[-1].rpartition(":")  # "MOVED 3999 127.0.0.1:6381"
         self._moved = (host or self._connection.host, int(port))
         self.close()
         self.connect()

@@ -1,0 +1,235 @@
+"""Where the log's Redis is: addresses, a failover by a sentinel, a cluster, a socket, what is refused and warned of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flaskchat.config import Settings
+from flaskchat.errors import ConfigurationError
+from flaskchat.log import link
+from flaskchat.log.base import LogUnavailable
+from flaskchat.log.link import Link, pack, where
+from flaskchat.log.server import Server, complaints
+from tests.backends import RedisServer
+from tests.programs import free_port
+from tests.rooms import ROOT, Rooms, worker_rooms
+from tests.server.client import deadline
+from tests.test_redis_log import events
+
+
+class Node(RedisServer):
+    """A Redis with options of its own."""
+
+    def __init__(self, *options: str, sentinel: str = "") -> None:
+        super().__init__()
+        self._options = options
+        self._sentinel = self.folder / "sentinel.conf"
+        if sentinel:
+            self._sentinel.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n{sentinel}")
+
+    def _command(self) -> list[str]:
+        if self._sentinel.exists():
+            return [self._redis, str(self._sentinel), "--sentinel"]
+        return [*super()._command(), *self._options]
+
+
+@pytest.fixture
+def node() -> Iterator[Callable[..., Node]]:
+    with ExitStack() as stack:
+
+        def start(*options: str, **more: str) -> Node:
+            found = Node(*options, **more)
+            stack.callback(found.close)
+            found.start()
+            return found
+
+        yield start
+
+
+def rooms_of(url: str, folder: Path, stack: ExitStack) -> Callable[[], Rooms]:
+    return stack.enter_context(worker_rooms(folder / "chat.sqlite3", Settings(redis_url=url, redis_prefix="test")))
+
+
+def again(call: Callable[[], Any]) -> Any:
+    """As the pump does it, until the log can be used."""
+    for _ in deadline(60, "Redis to be found again"):
+        try:
+            return call()
+        except LogUnavailable:
+            pass
+    raise AssertionError
+
+
+def test_a_failover_by_a_sentinel_loses_no_event_of_a_live_run(node: Callable[..., Node], tmp_path: Path) -> None:
+    master = node()
+    replica = node("--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0")
+    for _ in deadline(30, "the replica to be in step"):
+        if replica.command("SET", "x", "y").startswith(b"-READONLY") and master.command("WAIT", "1", "50") == b":1":
+            break
+    patience = "sentinel down-after-milliseconds chat 500\nsentinel failover-timeout chat 2000\n"
+    sentinel = node(sentinel=f"sentinel monitor chat 127.0.0.1 {master.port} 1\n{patience}")
+    with ExitStack() as stack:
+        rooms = rooms_of(f"redis+sentinel://127.0.0.1:{sentinel.port}/chat/0", tmp_path, stack)()
+        begun = rooms.begin()
+        again(lambda: rooms.append(begun, "a", "b"))
+        for _ in deadline(30, "the sentinel to know the replica"):
+            # sentinels ask a master for its replicas now and then; without one there is nobody to promote
+            if b"1" in sentinel.command("SENTINEL", "REPLICAS", "chat")[:2]:
+                break
+        master.kill()
+        again(lambda: rooms.append(begun, "c"))
+        assert events(rooms, begun) == rooms.live[begun.run_id]
+        assert replica.command("EXISTS", f"{{test}}:run:{begun.run_id}") == b":1"
+
+
+def test_in_a_cluster_the_node_that_has_the_keys_is_found_from_any_other(
+    node: Callable[..., Node], tmp_path: Path
+) -> None:
+    buses = [free_port() for _ in range(3)]
+    nodes = [node("--cluster-enabled", "yes", "--cluster-port", str(bus)) for bus in buses]
+    bounds = [0, 5461, 10923, 16384]
+    for one, first, after in zip(nodes, bounds, bounds[1:], strict=False):
+        assert one.command("CLUSTER", "ADDSLOTS", *map(str, range(first, after))) == b"+OK"
+        one.command("CLUSTER", "MEET", "127.0.0.1", str(nodes[0].port), str(buses[0]))
+    for _ in deadline(60, "the cluster to stand"):
+        if all(one.command("EXISTS", "{test}:x").startswith((b":0", b"-MOVED")) for one in nodes):
+            break
+    for number, one in enumerate(nodes):
+        with ExitStack() as stack:
+            (tmp_path / str(number)).mkdir()
+            make = rooms_of(f"redis+cluster://127.0.0.1:{one.port}", tmp_path / str(number), stack)
+            rooms, other = make(), make()
+            begun = rooms.begin()
+            again(lambda r=rooms, b=begun: r.append(b, "a"))  # type: ignore[misc]
+            rooms.append(begun, "b")
+            assert events(other, begun) == rooms.live[begun.run_id]
+            other.journal.follow()
+            assert other.journal.past([begun.run_id]) == {begun.run_id: rooms.live[begun.run_id]}
+
+
+def test_a_unix_socket_is_an_address_too(node: Callable[..., Node], tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    node("--unixsocket", str(path))
+    one = Link(where(f"unix://{path}?db=1"))
+    assert one.ask([b"PING"]) == [b"PONG"]
+    one.close()
+
+
+def test_of_several_hosts_the_next_is_tried(redis_server: RedisServer) -> None:
+    one = Link(where(f"redis://127.0.0.1:1,127.0.0.1:{redis_server.port}/3"))
+    assert one.ask([b"PING"]) == [b"PONG"]
+    assert b"db=3" in one.ask([b"CLIENT", b"INFO"])[0]
+    one.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts", "service", "more"),
+    [
+        ("redis://", [("localhost", 6379)], "", {}),
+        ("redis://:pass%40word@h:1/2", [("h", 1)], "", {"password": "pass@word", "db": 2}),
+        ("rediss://me:secret@[::1]:7/0", [("::1", 7)], "", {"username": "me", "password": "secret"}),
+        ("redis://a,b:2,c", [("a", 6379), ("b", 2), ("c", 6379)], "", {}),
+        ("valkey://h?db=4", [("h", 6379)], "", {"db": 4}),
+        ("redis+sentinel://:s@a:1,b/main/5", [("a", 1), ("b", 26379)], "main", {"password": "s", "db": 5}),
+    ],
+)
+def test_an_address_is_read(
+    url: str, hosts: list[tuple[str, int]], service: str, more: dict[str, object]
+) -> None:
+    found = where(url)
+    assert (found.hosts, found.service) == (hosts, service)
+    assert {key: found.options.get(key) for key in more} == more
+    assert found.options["socket_timeout"] == link.TIMEOUT
+    assert ("connection_class" in found.options) == url.startswith("rediss")
+
+
+def test_sentinels_may_have_a_password_of_their_own() -> None:
+    found = where("redis+sentinel://:one@a/main?sentinel_password=two")
+    assert (found.options["password"], found.sentinel_options["password"]) == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:6379", "http://h", "redis://h:port", "redis://h/name", "redis+sentinel://h:1", "redis://h:99999"]
+)
+def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="FLASKCHAT_REDIS_URL") as refused:
+        where(url.replace("://", "://:hunter2@"))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_without_redis_py_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis.connection", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'flaskchat\[redis\]'"):
+        where("redis://h")
+
+
+def test_redis_py_is_loaded_only_where_it_is_wanted() -> None:
+    script = (
+        "import flask, sys, flaskchat; flaskchat.FlaskChat(flask.Flask('x')); sys.exit('redis' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_failed_connection_is_not_tried_again_at_once() -> None:
+    one = Link(where("redis://127.0.0.1:1"))
+    for _ in range(1000):  # within the pause
+        with pytest.raises(LogUnavailable, match=r"127\.0\.0\.1:1"):
+            one.ask([b"PING"])
+    assert one.generation == 0
+
+
+def test_a_command_is_packed_as_the_protocol_wants_it() -> None:
+    assert pack([b"SET", b"k", b"\r\n\x00"]) == b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$3\r\n\r\n\x00\r\n"
+
+
+def test_what_would_lose_replies_is_said_once_for_each_server(
+    node: Callable[..., Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = node("--appendonly", "no", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    one, server = Link(where(bad.url)), Server()
+    server.look_at(one)
+    server.look_at(one)
+    assert caplog.text.count("`appendonly` is no") == 1
+    assert caplog.text.count("`maxmemory-policy` is allkeys-lru") == 1
+    bad.restart()
+    one.close()
+    again(lambda: server.look_at(one))
+    assert caplog.text.count("`appendonly` is no") == 2
+    one.close()
+
+
+def test_a_user_who_may_not_ask_is_served_and_told_so(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis_server.command("ACL", "SETUSER", "weak", "on", ">pw", "~*", "+@all", "-config")
+    one = Link(where(f"redis://weak:pw@127.0.0.1:{redis_server.port}"))
+    Server().look_at(one)
+    assert "may not ask for its settings" in caplog.text
+    assert one.ask([b"PING"]) == [b"PONG"]
+    one.close()
+
+
+def test_a_wrong_password_is_a_log_that_cannot_be_used(redis_server: RedisServer) -> None:
+    one = Link(where(f"redis://nobody:wrong@127.0.0.1:{redis_server.port}"))
+    with pytest.raises(LogUnavailable, match=r"(?i)invalid username"):
+        one.ask([b"PING"])
+
+
+def test_a_redis_that_keeps_everything_is_not_complained_of() -> None:
+    assert complaints([[b"appendonly", b"yes"], [b"maxmemory", b"0", b"maxmemory-policy", b"allkeys-lru"]]) == []
+
+
+def test_an_old_redis_is_refused_with_its_version() -> None:
+    class Old:
+        def ask(self, *commands: object) -> list[Any]:
+            return [b"# Server\r\nredis_version:6.0.16\r\nrun_id:a\r\n", [], []]
+
+    with pytest.raises(LogUnavailable, match=r"6\.0\.16"):
+        Server().look_at(Old())  # type: ignore[arg-type]
