@@ -108,6 +108,10 @@ class Postgres(psycopg.Connection[Any]):
                 wanted = gen.send(ready)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+        except BaseException:
+            with contextlib.suppress(BaseException):  # it may want to say good-bye to whoever is not there any more
+                gen.close()
+            raise
 
 
 def _addresses(host: str, port: str | int) -> list[str]:

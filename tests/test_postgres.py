@@ -1,0 +1,493 @@
+"""PostgreSQL as store and log: what SQLite's one writer gave for free, and connections that fail."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from flaskchat import forget, sweep
+from flaskchat.errors import ConfigurationError, Unavailable
+from flaskchat.log.base import Append, LogUnavailable, Stop
+from flaskchat.log.rows import VERSION, encode_row
+from flaskchat.models import Done
+from flaskchat.sse import encode
+from flaskchat.store import migrate
+from flaskchat.store.base import Command, Fenced
+from flaskchat.store.kinds import open_database
+from flaskchat.store.postgres import PostgreSQL
+from flaskchat.store.schema import journal, metadata, runs
+from tests.backends import Backend, PostgresServer
+from tests.conftest import ROOT
+from tests.rooms import OWNER, Rooms, count, ending_of, where, worker_rooms
+from tests.server.client import deadline
+
+pytestmark = pytest.mark.backends("postgres")
+
+TERMINATE = "SELECT pg_terminate_backend(pg_backend_pid())"
+
+
+@pytest.fixture
+def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
+    with worker_rooms(where(backend, tmp_path)) as make:
+        yield make
+
+
+@pytest.fixture
+def two(make: Callable[[], Rooms]) -> tuple[Rooms, Rooms]:
+    return make(), make()
+
+
+def look(rooms: Rooms) -> list[Any]:
+    found: list[Any] = rooms.journal.turn(None, [], [])
+    return found
+
+
+def run_of(entries: list[Any]) -> list[str]:
+    return [entry.run_id for entry in entries]
+
+
+class Beside:
+    """A call in a thread, which is expected to wait."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.found: Any = None
+        self._function = function
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.found = self._function()
+        except Exception as error:
+            self.found = error
+
+    def end(self) -> Any:
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        return self.found
+
+
+def until_locked(rooms: Rooms) -> None:
+    """Wait until somebody waits for a lock in this database."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    for _ in deadline(10, "somebody to wait for a lock"):
+        if rooms.rows(waiting)[0][0]:
+            return
+
+
+# -- the journal's order ---------------------------------------------------------------------------------------------
+
+
+def insert(c: sa.Connection, name: str) -> None:
+    data = encode_row([Append(name, 1, [b"frame"])])
+    c.execute(sa.insert(journal).values(worker_id="w_other", version=VERSION, data=data))
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["to whoever follows", "to whoever begins to follow meanwhile"])
+def test_a_row_that_is_committed_after_a_later_one_is_not_lost(two: tuple[Rooms, Rooms], before: bool) -> None:
+    mine, other = two
+    if before:
+        mine.journal.follow()
+    with other.database.connect(write=True) as slow, slow.begin() as transaction:
+        insert(slow, "run_slow")
+        other.database.write(lambda c: insert(c, "run_fast"))
+        assert run_of(look(mine) if before else mine.journal.follow()) == ["run_fast"]
+        assert look(mine) == []
+        transaction.commit()
+    assert run_of(look(mine)) == ["run_slow"]
+    assert look(mine) == []
+    assert mine.journal._holes.keys().isdisjoint(mine.journal_ids()), "what was seen is asked for no more"
+
+
+def test_a_number_that_was_rolled_back_is_looked_for_no_longer_than_a_transaction_takes(
+    two: tuple[Rooms, Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = two
+    monkeypatch.setattr("flaskchat.log.postgres.HOLES_FOR", 0.05)
+    mine.journal.follow()
+    with other.database.connect(write=True) as connection, connection.begin() as transaction:
+        insert(connection, "run_never")
+        transaction.rollback()
+    other.database.write(lambda c: insert(c, "run_after"))
+    assert run_of(look(mine)) == ["run_after"]
+    assert len(mine.journal._holes) == 1
+    for _ in deadline(5, "the hole to be given up"):
+        look(mine)
+        if not mine.journal._holes:
+            break
+
+
+def test_a_listener_is_told_of_what_others_append_and_not_of_its_own(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    rung: list[int] = []
+    own, theirs = mine.begin(), other.begin()
+    mine.append(own, "a")
+    mine.journal.start()
+    try:
+        for _ in deadline(10, "somebody to listen"):
+            if mine.journal.tells:
+                break
+        mine.journal.follow()
+        mine.journal.on_news = lambda: rung.append(1)
+        mine.append(own, "b")
+        other.append(theirs, "news")
+        for _ in deadline(10, "news"):
+            if rung:
+                break
+        assert run_of(mine.journal.turn(mine.holding.lease, [], [])) == [theirs.run_id]
+        other.journal.announce(Stop(theirs.run_id, 1.0))
+        for _ in deadline(10, "control"):
+            if mine.journal._told:
+                break
+        other.rows(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"))
+        for _ in deadline(10, "the loss to be noticed, and to be mended"):
+            if not mine.journal.tells:
+                break
+        for _ in deadline(10, "somebody to listen again"):
+            if mine.journal.tells:
+                break
+    finally:
+        mine.journal.stop()
+
+
+# -- leases ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_takeover_waits_for_a_run_that_is_just_being_begun_and_ends_it(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    lost.begin()
+    for _ in range(sweep.GONE_AFTER):
+        other.sweeper.round()
+    with lost.database.connect(write=True) as c, c.begin() as transaction:
+        lost.holding.ensure(c)
+        takeover = Beside(other.sweeper.round)
+        until_locked(other)
+        c.execute(sa.update(runs).values(model="late"))
+        transaction.commit()
+    assert takeover.end() is None
+    assert {row.state for row in other.rows(sa.select(runs.c.state))} == {"interrupted"}
+
+
+def test_a_lease_is_not_taken_back_under_a_run_that_is_just_being_begun(make: Callable[[], Rooms]) -> None:
+    rooms = make()
+    rooms.run(rooms.begin(), "Hello")
+    begun: list[Any] = []
+    holding = rooms.holding
+    ensure = holding.ensure
+
+    def slowly(c: sa.Connection) -> Any:
+        lease = ensure(c)
+        begun.append(lease)
+        until_locked(rooms)
+        return lease
+
+    holding.ensure = slowly  # type: ignore[method-assign]
+    beginning = Beside(lambda: rooms.begin("And?"))
+    for _ in deadline(10, "the run to be under way"):
+        if begun:
+            break
+    rooms.database.write(holding.release)
+    assert beginning.end().created
+    assert rooms.leases() == [holding.lease.worker_id]
+    assert holding.registered
+
+
+# -- owners and locks ------------------------------------------------------------------------------------------------
+
+
+def test_what_one_owner_does_comes_one_after_the_other_and_holds_nobody_else_up(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    mine.begin()
+    with other.database.connect(write=True) as c, c.begin() as transaction:
+        other.database.alone(c, OWNER)
+        with pytest.raises(Unavailable) as caught:
+            mine.begin()
+        assert caught.value.problem_code == "store_unavailable"
+        command = Command(action="send", client_id="x", body_hash="h", text="Hi")
+        assert mine.store.begin("user:2", command, mine.holding, lambda before: "parrot").created
+        waiting = Beside(mine.begin)
+        until_locked(other)
+        transaction.commit()
+    assert waiting.end().created
+
+
+def test_runs_that_end_while_their_conversations_are_deleted_fail_neither(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    failures: list[object] = []
+    for _ in range(6):
+        begun = [mine.begin() for _ in range(4)]
+        for one in begun:
+            mine.append(one, "Hello")
+
+        def delete(begun: list[Any] = begun) -> None:
+            for one in begun:
+                forget.conversation(other.database, other.journal, one.conversation_id, OWNER, [one.run_id])
+
+        deleting = Beside(delete)
+        entries, endings = [], []
+        for one in begun:
+            last = encode(3, Done())
+            entries.append(Append(one.run_id, 3, [last], True))
+            endings.append(ending_of(one, "Hello", [*mine.live[one.run_id], last]))
+        mine.journal.turn(mine.holding.lease, entries, endings)
+        mine.live.clear()
+        failures.append(deleting.end())
+    assert failures == [None] * 6
+    assert count(mine, runs) == 0
+
+
+# -- connections that fail -------------------------------------------------------------------------------------------
+
+
+def test_connections_that_were_cut_while_idle_fail_no_request(make: Callable[[], Rooms], backend: Backend) -> None:
+    rooms = make()
+    begun = rooms.begin()
+    rooms.append(begun, "a")
+    assert backend.postgres is not None
+    for number in range(5):
+        assert backend.postgres.terminate(backend.database) >= 2
+        assert rooms.begin(f"{number}").created
+        assert rooms.state(begun) == "running"
+    backend.postgres.terminate(backend.database)
+    with pytest.raises(LogUnavailable):  # the tick's own connection is not looked at first: it comes again by itself
+        rooms.append(begun, "b")
+    rooms.append(begun, "b")
+    assert [entry.seq for entry in rooms.journal.read(begun.run_id)] == [1, 3]
+
+
+def test_a_backend_that_dies_within_a_transaction_leaves_nothing_of_it_and_it_is_run_again(
+    make: Callable[[], Rooms]
+) -> None:
+    rooms = make()
+    rooms.begin()
+    before, tries = count(rooms, runs), []
+    register = rooms.holding.ensure
+
+    def dying(c: sa.Connection) -> Any:
+        lease = register(c)
+        tries.append(1)
+        if len(tries) == 1:
+            c.exec_driver_sql(TERMINATE)
+        return lease
+
+    rooms.holding.ensure = dying  # type: ignore[method-assign]
+    assert rooms.begin("again").created
+    assert len(tries) == 2
+    assert count(rooms, runs) == before + 1
+
+
+def test_a_server_that_was_restarted_is_used_again_without_anybody_s_doing(
+    make: Callable[[], Rooms], backend: Backend
+) -> None:
+    rooms = make()
+    begun = rooms.begin()
+    rooms.append(begun, "before")
+    assert backend.postgres is not None
+    backend.postgres.stop()
+    with pytest.raises(LogUnavailable):
+        rooms.append(begun, "meanwhile")
+    with pytest.raises(Unavailable):
+        rooms.begin()
+    backend.postgres.start()
+    rooms.append(begun, "meanwhile")
+    rooms.finish(begun, "beforemeanwhile")
+    assert rooms.begin().created
+    assert [frame.event for frame in rooms.frames(begun)] == ["start", "delta", "delta", "done"]
+
+
+def test_a_server_that_stands_still_is_given_up_within_seconds(make: Callable[[], Rooms], backend: Backend) -> None:
+    rooms = make()
+    begun = rooms.begin()
+    rooms.append(begun, "before")
+    assert backend.postgres is not None
+    backend.postgres.freeze()
+    try:
+        began = time.monotonic()
+        with pytest.raises(LogUnavailable):
+            rooms.append(begun, "meanwhile")
+        with pytest.raises(LogUnavailable):
+            rooms.append(begun, "meanwhile")
+        assert time.monotonic() - began < 20
+    finally:
+        backend.postgres.thaw()
+    rooms.append(begun, "meanwhile")
+    seen = [frame for entry in rooms.journal.read(begun.run_id) for frame in entry.frames]
+    assert len(set(seen)) == 3
+
+
+def test_an_ending_whose_answer_was_lost_is_taken_for_done_and_another_s_is_not(make: Callable[[], Rooms]) -> None:
+    rooms = make()
+    begun = rooms.begin()
+    rooms.append(begun, "Hello")
+    last = encode(3, Done())
+    ending = ending_of(begun, "Hello", [*rooms.live[begun.run_id], last])
+    append = Append(begun.run_id, 3, [last], True)
+    for _ in range(2):
+        rooms.journal.turn(rooms.holding.lease, [append], [ending])
+    assert rooms.text(begun) == "Hello"
+    ending.state = "error"
+    with pytest.raises(Fenced):
+        rooms.journal.turn(rooms.holding.lease, [append], [ending])
+
+
+KILLED = """
+from gevent import monkey; monkey.patch_all()
+import random, sys, gevent
+import sqlalchemy as sa
+from flaskchat.errors import Unavailable
+from flaskchat.store.kinds import open_database
+database = open_database(sys.argv[1], timeout=5.0)
+dice, wrong, right = random.Random(int(sys.argv[2])), [], 0
+def ask(number):
+    global right
+    call = database.read if number % 2 else database.write
+    try:
+        found = call(lambda c: c.execute(sa.text("SELECT pg_sleep(0.002), :n"), {"n": number}).one()[1])
+    except Unavailable:
+        return
+    if found != number:
+        wrong.append((number, found))
+    right += 1
+asked = [gevent.spawn_later(dice.random() * 0.5, ask, number) for number in range(400)]
+for one in asked:
+    if dice.random() < 0.5:
+        gevent.spawn_later(dice.random() * 0.8, one.kill, block=False)
+gevent.joinall(asked, timeout=60)
+ask(1000); ask(1001)
+assert not wrong, wrong
+assert right > 20, right
+database.close()
+print("right", right)
+"""
+
+
+def test_greenlets_that_are_killed_within_a_call_never_leave_an_answer_for_another(
+    backend: Backend, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, where(backend, tmp_path), "7"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "right" in done.stdout
+
+
+# -- the start -------------------------------------------------------------------------------------------------------
+
+
+def refused(url: str) -> Exception:
+    database = open_database(url, timeout=1.0)
+    try:
+        with pytest.raises((ConfigurationError, Unavailable)) as caught:
+            migrate.upgrade(database)
+    finally:
+        database.close()
+    return caught.value
+
+
+def test_a_start_says_what_is_wrong_and_never_the_password(
+    postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    at = f"127.0.0.1:{postgres.port}"
+    missing = refused(f"postgresql://flaskchat:s3cret@{at}/no_such_database")
+    assert isinstance(missing, ConfigurationError)
+    assert "no_such_database" in str(missing)
+    assert "createdb" in str(missing)
+    unknown = refused(f"postgres://flaskchat:s3cret@no-such-host.invalid:{postgres.port}/postgres")
+    assert isinstance(unknown, ConfigurationError)
+    assert "no-such-host.invalid" in str(unknown)
+    nobody = refused(f"postgresql+psycopg://no_such_user:s3cret@{at}/postgres")
+    assert isinstance(nobody, ConfigurationError)
+    assert isinstance(refused("postgresql://flaskchat:s3cret@127.0.0.1:9/postgres"), Unavailable), "it may come yet"
+    with pytest.raises(ConfigurationError, match="expected sqlite"):
+        open_database("mysql://root:s3cret@localhost/x", timeout=1.0)
+    for said in (missing, unknown, nobody, caplog.text):
+        assert "s3cret" not in str(said)
+
+
+START = """
+import sys
+from flaskchat.store import migrate
+from flaskchat.store.kinds import open_database
+database = open_database(sys.argv[1], timeout=20.0)
+print("ready", flush=True)
+sys.stdin.readline()
+migrate.upgrade(database)
+with database.connect(write=False) as connection:
+    print(migrate.version(connection))
+database.close()
+"""
+
+
+def test_processes_that_start_at_once_on_an_empty_database_make_what_the_schema_says(
+    backend: Backend, tmp_path: Path
+) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    url = where(backend, tmp_path)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", START, url], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ends = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], ends
+    database = open_database(url, timeout=5.0)
+    assert isinstance(database, PostgreSQL)
+    with database.connect(write=False) as connection:
+        ours = {"version_table": migrate.VERSION_TABLE, "compare_type": True}
+        found = compare_metadata(MigrationContext.configure(connection, opts=ours), metadata)
+        assert [one for one in found if "_by_part" not in str(one)] == []
+        indexes = dict(connection.execute(sa.text("SELECT indexname, indexdef FROM pg_indexes")).all())  # type: ignore[arg-type]
+    database.close()
+    assert "state" in indexes["flaskchat_runs_running"].partition("WHERE")[2]
+    assert "gin_trgm_ops" in indexes["flaskchat_messages_by_part"]
+
+
+@pytest.mark.backends("sqlite", "postgres")
+def test_the_same_is_found_in_every_database(make: Callable[[], Rooms]) -> None:
+    rooms = make()
+    texts = ["Grüße aus KÖLN", "100% of it", "a_b", "ab", "back\\slash", "O'Hara said \"yes\"", "日本語のテキスト"]
+    begun = {}
+    for text in texts:
+        begun[text] = rooms.begin(text)
+        rooms.run(begun[text], "reply")
+
+    def found(query: str) -> set[str]:
+        page = rooms.store.conversations(OWNER, query=query, cursor=None, limit=50)
+        ids = {one.conversation_id: text for text, one in begun.items()}
+        return {ids[str(item["id"])] for item in page.items}
+
+    expected = {
+        "köln": {texts[0]}, "grüße aus": {texts[0]}, "100%": {texts[1]}, "0% of": {texts[1]}, "a_b": {"a_b"},
+        "k\\sla": {texts[4]}, "o'hara": {texts[5]}, '"yes"': {texts[5]}, "本語の": {texts[6]}, "REPLY": set(texts),
+        "nothing": set(), "ab": {"ab"},
+    }  # fmt: skip
+    assert {query: found(query) for query in expected} == expected
+
+
+def test_what_the_driver_raises_is_told_apart() -> None:
+    database = open_database("postgresql://u:p@h/d", timeout=1.0)
+    assert database.again(psycopg.errors.DeadlockDetected())
+    assert database.again(psycopg.OperationalError("server closed the connection unexpectedly"))
+    assert not database.again(psycopg.errors.LockNotAvailable())
+    assert not database.again(psycopg.errors.UniqueViolation())
+    assert "p@" not in repr(database) + database.describe() + database.name
+    database.close()
