@@ -7,6 +7,7 @@ short one they have patience for 3 s, and a second goes by between two cuts.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ from tests.conftest import ROOT, Server
 from tests.server import proxies
 from tests.server.badmodel import Running, text_of
 from tests.server.checker import judge
-from tests.server.checks import FAULTY
+from tests.server.checks import FAULTY, rows
 from tests.server.client import TERMINAL, Client, deadline
 from tests.server.crowd import Crowd
 from tests.server.dump import Tap
@@ -211,6 +212,9 @@ def test_a_stream_that_a_proxy_cuts_cleanly_goes_on_where_it_was(
 
 # -- a deploy behind nginx ---------------------------------------------------------------------------------------------
 
+LONGER = 320
+"""Tokens of a reply that takes longer than a worker's drain."""
+
 
 def test_a_rolling_restart_behind_nginx_shows_no_error_to_anybody(
     serve: Callable[..., Server], tmp_path: Path, model: Running, long: bool, seed: int
@@ -246,8 +250,10 @@ def test_a_rolling_restart_behind_nginx_shows_no_error_to_anybody(
         print(f"{crowd.replies} replies, {len(crowd.moves)} moves, {crowd.refused} questions sent elsewhere")
         assert crowd.errors == []
         judge(history, server, model, tap=tap)
+    cut = "SELECT m.text FROM flaskchat_runs r JOIN flaskchat_messages m ON m.id = r.user_message_id WHERE r.state = ?"
+    assert {json.loads(text)["tokens"] for (text,) in rows(server, cut, "interrupted")} <= {LONGER}
     assert "SIGKILL" not in server.log(), "a worker had to be killed"
 
 
 def question(dice: random.Random) -> dict[str, object]:
-    return {"tokens": dice.choice((20, 60, 120, 320)), "rate": 40}
+    return {"tokens": dice.choice((20, 60, 120, LONGER)), "rate": 40}
