@@ -16,7 +16,7 @@ from flaskchat import sse
 from flaskchat.config import Settings
 from flaskchat.errors import Unavailable
 from flaskchat.live import LiveRun
-from flaskchat.log import streams
+from flaskchat.log import rows, streams
 from flaskchat.log.base import Append, Leave, LogUnavailable, Stop, clock
 from flaskchat.models import Delta, Done
 from flaskchat.store.base import Begun, Fenced
@@ -106,8 +106,8 @@ def test_an_entry_has_the_id_of_its_last_event_and_a_tick_is_one_entry(make: Mak
     begun = rooms.begin()
     rooms.append(begun, "a", "b")
     rooms.append(begun, "c", "d", "e")
-    rows = redis(rooms, "XRANGE", key(rooms, begun), "-", "+")
-    assert [row[0] for row in rows] == [b"3-0", b"6-0"]
+    found = redis(rooms, "XRANGE", key(rooms, begun), "-", "+")
+    assert [row[0] for row in found] == [b"3-0", b"6-0"]
 
 
 def test_a_follower_gets_only_the_runs_that_are_watched_here_and_each_event_once(two: tuple[Rooms, Rooms]) -> None:
@@ -253,6 +253,21 @@ def test_the_terminal_event_follows_a_seal_and_is_read_by_whoever_had_read_the_s
         if run.ended:
             break
     assert run.joined == other.store.frames(begun.run_id)
+
+
+def test_a_run_of_the_databases_own_log_keeps_its_text_when_redis_is_chosen_and_its_rows_go(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "KEEP", 0.0)
+    before = Rooms(tmp_path / "chat.sqlite3")
+    begun = before.begin()
+    before.append(begun, "Hello")
+    before.close()
+    after = make()
+    rounds(after, 6)
+    assert (after.state(begun), after.text(begun)) == ("interrupted", "Hello")
+    rounds(after, 3)
+    assert after.journal_ids() == []
 
 
 # -- endings -----------------------------------------------------------------------------------------------------------

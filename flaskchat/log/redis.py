@@ -40,6 +40,7 @@ from . import streams
 from .base import Append, Control, Entry, LogUnavailable
 from .endings import Endings
 from .link import Command, Link, Where
+from .rows import Rows
 from .server import Server
 from .tail import Memory, Tail
 
@@ -60,6 +61,8 @@ class RedisLog:
         self._memory = memory
         self._keys = streams.Keys(prefix)
         self._endings = Endings(database)
+        self._rows = Rows(database)
+        """What the database's own log has left, from before this one was chosen; until it is pruned."""
         self._link = Link(place)
         self._server = Server()
         self._tail = Tail(lambda: Link(place), self._keys, memory, lambda: self.on_news())
@@ -228,8 +231,9 @@ class RedisLog:
     def past(self, run_ids: Collection[str]) -> dict[str, list[bytes]]:
         select = sa.select(runs.c.id).where(runs.c.id.in_(run_ids))
         known = self._database.read(lambda c: list(c.execute(select).scalars()))
+        before = {} if self._rows.empty() else self._rows.past(known)
         try:
-            return {run_id: self._errands.call(self._sealed, run_id) for run_id in known}
+            return {run_id: self._errands.call(self._sealed, run_id) or before.get(run_id, []) for run_id in known}
         except LogUnavailable as error:
             raise _unavailable() from error
 
@@ -255,9 +259,10 @@ class RedisLog:
         return True
 
     def empty(self) -> bool:
-        return not (self._memory.own() or self._memory.foreign() or self._forgotten)
+        return not (self._memory.own() or self._memory.foreign() or self._forgotten) and self._rows.empty()
 
     def prune(self) -> None:
+        self._rows.prune()
         self._ask_the_store()
         self._let_go()
         mine = [run.run_id for run in self._memory.own() if run.last_seq]
@@ -315,6 +320,8 @@ class RedisLog:
                 self._unwatched.add(run.run_id)
 
     def forget(self, run_ids: Collection[str], first_row: int) -> None:
+        if not self._rows.empty():
+            self._rows.forget(run_ids, first_row)
         self._forgotten.update(run_ids)
         try:
             self._errands.call(self._delete, list(self._forgotten))
