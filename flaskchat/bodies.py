@@ -1,7 +1,8 @@
 """Requests whose bodies are on their way: whoever takes too long to send one is cut off.
 
 Neither gunicorn nor Werkzeug bounds the time of a body. One that comes a byte a second, or never, would hold its
-connection for as long as the client likes; a worker has only so many, and health checks and Stop need them too.
+connection for as long as the client likes; a worker has only so many, and health checks and Stop need them too. For the
+same reason only so many are waited for at once.
 """
 
 from __future__ import annotations
@@ -13,22 +14,32 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import tasks
+from .errors import Unavailable
 from .pump import Pump
 
 
 class Bodies:
     """All bodies that one worker waits for. Has no timer: the pump's checks look, at most every five seconds."""
 
-    def __init__(self, pump: Pump, timeout: float) -> None:
-        """:param timeout: seconds that a body may take."""
+    def __init__(self, pump: Pump, timeout: float, most: int) -> None:
+        """:param timeout: seconds that a body may take.
+        :param most: bodies that are waited for at once.
+        """
         self._timeout = timeout
+        self._most = most
         self._arriving: dict[Arrival, float] = {}
         pump.checks.append(self.check)
 
     @contextlib.contextmanager
     def arriving(self, sock: Any) -> Iterator[Arrival]:
-        """A block that reads a body from `sock`. Past the time its reads find the end of the connection."""
+        """A block that reads a body from `sock`. Past the time its reads find the end of the connection.
+
+        :raises Unavailable: `full`; the connection ends with the answer, else the server would wait for the body.
+        """
         arrival = Arrival(sock)
+        if len(self._arriving) >= self._most:
+            arrival.cut()
+            raise Unavailable("As many requests as may be are on their way already.", code="full", retry_after=2)
         self._arriving[arrival] = time.monotonic()
         try:
             yield arrival

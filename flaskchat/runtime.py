@@ -78,7 +78,7 @@ class Runtime:
             settings, self.pump, self.live, self.store, self.limits,
             capacity=settings.max_streams or server.capacity(self.worker),
         )  # fmt: skip
-        self.bodies = Bodies(self.pump, settings.body_timeout)
+        self.bodies = Bodies(self.pump, settings.body_timeout, server.waiting(self.worker))
         self.rechecks = Rechecks(self.readers, still or (lambda environ, owner: True))
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(

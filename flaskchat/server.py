@@ -52,6 +52,15 @@ def _is(thing: object, module: str, name: str) -> bool:
     return type(thing).__module__ == module and type(thing).__name__ == name
 
 
+def waiting(worker: Any) -> int:
+    """Requests that may wait for their clients at once: half of what the worker has for all routes."""
+    if worker is None:
+        return THREADS_UNKNOWN
+    if type(worker).__module__ == "gunicorn.workers.gthread":
+        return max(1, int(worker.cfg.threads) // 2)
+    return max(1, int(worker.cfg.worker_connections) // 2)
+
+
 def capacity(worker: Any) -> int:
     """Streams that fit, with places left for health checks, Stop and the host's own routes."""
     if worker is None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.conftest import ROOT, Server
-from tests.server.client import Client
+from tests.server.client import Client, deadline
 
 HEAD = b"POST /conversation HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -127,6 +127,31 @@ def test_the_health_probe_is_answered_throughout(server: Server, long: bool, kin
         assert client.stop(stream.run_id)["state"] == "stopped"
     finally:
         attack.close()
+
+
+SMALL = ["--worker-connections", "40", "--keep-alive", "6"]
+
+
+def test_slow_bodies_leave_connections_to_the_host(serve: Callable[..., Server]) -> None:
+    server = serve({"FLASKCHAT_DRAIN": "0.5", "FLASKCHAT_BODY_TIMEOUT": "300"}, workers=1, args=SMALL)
+    attack = Attack(server, "B", 60)  # more than the worker has connections
+    try:
+        client = server.client(timeout=30)
+        stream = client.get("/plain")
+        assert stream.status == 200
+        refused = client.send("1 0")
+        assert refused.status == 503
+        assert refused.json()["code"] == "full"
+        assert refused.headers["Retry-After"] == "2"
+        for _ in deadline(30, "those over the bound to be let go of"):
+            attack.step()
+            if attack.closed == 40:
+                break
+    finally:
+        attack.close()
+    for _ in deadline(30, "a place for a body"):
+        if client.send("1 0").status == 200:
+            break
 
 
 def test_gunicorn_s_settings_bound_what_a_head_may_be(serve: Callable[..., Server]) -> None:
