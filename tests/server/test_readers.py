@@ -85,6 +85,7 @@ def lines(number: int) -> str:
 
 def test_silence_is_broken_by_a_bare_comment_line_on_either_worker(shared: Server) -> None:
     client = shared.client()
+    began = time.monotonic()
     stream = client.send("x", model="silent")
     stream.take(2)
     foreign = client.follow(stream.run_id, 2, connection=client.connect_to(other_worker(shared, stream)))
@@ -94,12 +95,13 @@ def test_silence_is_broken_by_a_bare_comment_line_on_either_worker(shared: Serve
         thread.start()
     for thread in threads:
         thread.join()
+    most = (time.monotonic() - began) / 0.3 + 1  # what came before anybody read is found as well
     client.stop(stream.run_id)
     assert len(found) == 2
     for beats in found:
         assert set(beats.split(b"\n")) == {b": hb", b""}
         assert b"\n\n" not in beats
-        assert 2 <= beats.count(b": hb\n") <= 8, "one every 0.3 s"
+        assert 2 <= beats.count(b": hb\n") <= most, "one every 0.3 s"
 
 
 def read_for(stream: Stream, seconds: float) -> bytes:
@@ -291,6 +293,7 @@ def test_what_memory_has_let_go_of_is_read_from_the_log(shared: Server) -> None:
 # -- capacity --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.backends("sqlite")  # here and below no stream is let in, wherever it would come from
 def test_above_capacity_streams_are_refused_and_health_and_stop_get_through(one: Callable[..., Server]) -> None:
     server = one(args=["--worker-connections", "20"])
     client = server.client()
@@ -321,6 +324,7 @@ def test_above_capacity_streams_are_refused_and_health_and_stop_get_through(one:
         again.close()
 
 
+@pytest.mark.backends("sqlite")
 def test_a_burst_of_questions_is_not_let_in_above_capacity(one: Callable[..., Server]) -> None:
     """All ask at once, while none has its stream yet."""
     server = one(max_streams=5)
@@ -344,6 +348,7 @@ def test_a_burst_of_questions_is_not_let_in_above_capacity(one: Callable[..., Se
     assert statuses.count(200) + statuses.count(503) == 16
 
 
+@pytest.mark.backends("sqlite")
 def test_the_only_place_is_enough_to_ask_twice_for_the_same(one: Callable[..., Server]) -> None:
     server = one(max_streams=1)
     client = server.client()
