@@ -22,9 +22,10 @@ from flaskchat.errors import ConfigurationError
 from flaskchat.store import migrate, sqlite
 from flaskchat.store.engine import Database
 from flaskchat.store.kinds import open_database
-from flaskchat.store.schema import HEAD, VERSION_TABLE, metadata
+from flaskchat.store.schema import HEAD, VERSION_TABLE, compatible, metadata
 from flaskchat.store.sqlite import has_wal_fix, sqlite_module
 from tests.conftest import ROOT
+from tests.rooms import Rooms
 
 
 @pytest.fixture
@@ -144,14 +145,39 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(
     migrate.upgrade(database)
 
 
+def newer(database: Database, oldest: str) -> None:
+    """As a later version's migration leaves it."""
+    with database.connect(write=True) as connection, connection.begin():
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+        connection.execute(sa.update(compatible).values(oldest=oldest))
+
+
 def test_a_database_of_a_newer_version_is_refused_in_words(tmp_path: Path, opened: Callable[[Path], Database]) -> None:
     path = tmp_path / "chat.sqlite3"
     database = opened(path)
     migrate.upgrade(database)
-    with database.connect(write=True) as connection, connection.begin():
-        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    newer(database, "9999")
     with pytest.raises(ConfigurationError, match="newer flaskchat"):
         migrate.upgrade(database)
+
+
+def test_a_newer_version_may_let_this_one_go_on_in_a_rolling_update(tmp_path: Path) -> None:
+    path = tmp_path / "chat.sqlite3"
+    running = Rooms(path)
+    newer(running.database, HEAD)
+    restarted = Rooms(path)
+    begun = restarted.begin()
+    restarted.run(begun, "Hello")
+    assert running.text(begun) == "Hello"
+    with restarted.database.connect(write=False) as connection:
+        assert migrate.version(connection) == "9999", "it is left as it is"
+    for rooms in (running, restarted):
+        rooms.close()
+
+
+def test_every_migration_says_which_version_may_go_on() -> None:
+    for path in sorted((migrate.SCRIPTS / "versions").glob("0*.py")):
+        assert path.name < "0004" or "flaskchat_compatible" in path.read_text(), path.name
 
 
 def damage_text(path: Path) -> None:

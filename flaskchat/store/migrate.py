@@ -2,6 +2,9 @@
 
 The look at the version costs one query; Alembic is imported only when a migration is due. Migrations run inside one
 transaction that keeps other starts out, so the second worker waits, looks again and finds nothing left to do.
+
+A database that a newer version has migrated already is used as it is where that version says that it may be: in a
+rolling update workers of both run side by side, and one of the old ones may be started anew.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import ConfigurationError, Unavailable
 from .engine import Database
-from .schema import HEAD, VERSION_TABLE
+from .schema import HEAD, VERSION_TABLE, compatible
 
 logger = logging.getLogger("flaskchat")
 
@@ -33,6 +36,18 @@ def version(connection: Connection) -> str | None:
     return connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
 
 
+def fits(connection: Connection) -> bool:
+    """Whether this version can work on the tables as they are."""
+    found = version(connection)
+    if found is None or found <= HEAD:
+        return found == HEAD
+    oldest = connection.execute(sa.select(compatible.c.oldest)).scalar()  # every newer one has it
+    if oldest is None or oldest > HEAD:
+        return False
+    logger.info("the database is of a newer flaskchat (%s), which lets this one (%s) work on it", found, HEAD)
+    return True
+
+
 def upgrade(database: Database) -> None:
     """Apply what is missing.
 
@@ -43,11 +58,11 @@ def upgrade(database: Database) -> None:
     try:
         database.look()
         with database.connect(write=False) as connection:
-            if version(connection) == HEAD:
+            if fits(connection):
                 return
         with database.connect(write=True) as connection, connection.begin():
             database.before_migration(connection)
-            if version(connection) != HEAD:
+            if not fits(connection):
                 _run(connection)
     except (exc.DatabaseError, database.error) as error:
         fault = getattr(error, "orig", None) or error

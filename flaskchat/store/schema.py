@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "flaskchat_version"
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration. Compared with the database at start, so that Alembic is imported only when there is work."""
 
 SEARCH = "flaskchat_search"
@@ -143,3 +143,6 @@ journal = Table(
     Column("data", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )
+
+# One row: the oldest migration whose code can work on these tables. Written by migrations alone.
+compatible = Table("flaskchat_compatible", metadata, Column("oldest", String(32), nullable=False))
