@@ -54,7 +54,8 @@ class Settings:
 
     url_prefix: str = _setting("/chat", "Path under which the chat is mounted; empty for the root.")
     database_url: str | None = _setting(
-        None, "SQLAlchemy URL of the store; absent: SQLite in `flaskchat.sqlite3` in the instance folder."
+        None, "URL of the store, `sqlite:////path` or `postgresql://user:password@host/database`; absent: SQLite in "
+        "`flaskchat.sqlite3` in the instance folder.",
     )
     redis_url: str | None = _setting(
         None, "Redis that holds the log of live replies; absent: the database does.", secret=True
