@@ -1,6 +1,7 @@
 """A chaos run: two workers, hundreds of clients, a random fault every few seconds, the checker at the end.
 
     python -m tests.chaos --seconds 300 --seed 7 --clients 300        --plan prints what would be done, and does nothing
+    python -m tests.chaos --seconds 300 --backend postgres+redis      the database servers are struck as well
 
 Which faults come when, and what every client does turn after turn, is a function of the seed; so a run is replayed from
 its seed, up to the timing that the machine adds. Ends with 0 where nothing was violated, else it prints all that was.
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple
 import gevent
 import psutil
 
+from tests.backends import READY, Backend, Servers, opened
 from tests.conftest import Server, holds_of_hub
 from tests.server import badmodel
 from tests.server.chatter import OURS, Chatter, Crowd, turn_of
@@ -41,6 +43,9 @@ from tests.server.dump import Dump, Gauge, Tap, not_back
 from tests.server.history import History
 
 FAULTS = {"kill -9": 4, "SIGTERM": 3, "SIGHUP": 3, "SIGSTOP": 3, "lock": 3}
+OF_POSTGRES = {"postgres restart": 2, "postgres kill": 2, "postgres cut": 2}
+OF_REDIS = {"redis restart": 2, "redis kill": 2, "redis freeze": 2}
+"""More faults, where the backend has these servers."""
 SETTINGS = {
     "FLASKCHAT_MODEL": "openai:fake",
     "FLASKCHAT_TITLES": "no",  # a question for a title would be counted as well
@@ -58,6 +63,8 @@ NOISE = Gauge(workers=0, descriptors=12, greenlets=8, memory=60 << 20, wal=8 << 
 
 def writable(server: Server) -> bool:
     """Whether anybody can write to the database."""
+    if server.backend.postgres is not None:
+        return True  # whoever stands still within a transaction is cut off by the server
     with contextlib.closing(sqlite3.connect(database(server), timeout=PATIENCE, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -75,14 +82,20 @@ class Planned(NamedTuple):
     lasts: float
 
 
-def plan(seed: int, seconds: float) -> list[Planned]:
+def faults_of(backend: str) -> dict[str, int]:
+    """What may be done where the data is there, and how often."""
+    return FAULTS | (OF_POSTGRES if "postgres" in backend else {}) | (OF_REDIS if "redis" in backend else {})
+
+
+def plan(seed: int, seconds: float, backend: str = "sqlite") -> list[Planned]:
     """The faults of a run. None begins before the last has ended, nor so late that it could not be outlived."""
+    faults = faults_of(backend)
     dice = random.Random(f"faults of {seed}")
     found: list[Planned] = []
     at = dice.uniform(2, 5)
     while at < seconds:
-        what = dice.choices(list(FAULTS), list(FAULTS.values()))[0]
-        lasts = dice.choice((0.5, 2.0, 5.0, 9.0)) if what in ("SIGSTOP", "lock") else 0.0
+        what = dice.choices(list(faults), list(faults.values()))[0]
+        lasts = dice.choice((0.5, 2.0, 5.0, 9.0)) if what in ("SIGSTOP", "lock", "redis freeze") else 0.0
         if what == "SIGSTOP" and dice.random() < 0.3:
             lasts = 20.0  # for longer than its lease lasts, also where the other worker counts slowly
         found.append(Planned(round(at, 2), what, dice.randrange(8), min(lasts, max(0.5, seconds - at))))
@@ -91,11 +104,14 @@ def plan(seed: int, seconds: float) -> list[Planned]:
 
 
 class Chaos:
-    def __init__(self, options: argparse.Namespace, seed: int, folder: Path, model: badmodel.Running) -> None:
+    def __init__(
+        self, options: argparse.Namespace, seed: int, folder: Path, model: badmodel.Running, backend: Backend
+    ) -> None:
         self.seed, self.clients, self.in_time, self.model = seed, options.clients, options.in_time, model
         self.history = History()
         settings: dict[str, Any] = {**SETTINGS, "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1"}
-        self.server = Server(folder, settings, workers=2, kind="gevent", app=FAULTY, args=["--graceful-timeout", "8"])
+        args = ["--graceful-timeout", "8"]
+        self.server = Server(folder, settings, workers=2, kind="gevent", app=FAULTY, args=args, backend=backend)
         self.crowd = Crowd(self.history, self.server.port, seed)
         self.began_at = time.monotonic()
 
@@ -107,7 +123,7 @@ class Chaos:
         with Tap(self.server) as tap:
             self.began_at = time.monotonic()
             chatters = [gevent.spawn(Chatter(self.crowd, number).run) for number in range(self.clients)]
-            for fault in plan(self.seed, seconds):
+            for fault in plan(self.seed, seconds, self.server.backend.name):
                 gevent.sleep(max(0.0, self.began_at + fault.at - time.monotonic()))
                 self.strike(fault)
             gevent.sleep(max(0.0, self.began_at + seconds - time.monotonic()))
@@ -208,6 +224,29 @@ class Chaos:
                     struck = self.history.fault(fault.what)
                     gevent.sleep(fault.lasts)
                 self.history.healed(struck)
+            else:
+                struck = self.history.fault(fault.what)
+                self.strike_data(fault)
+                self.history.healed(struck)
+
+    def strike_data(self, fault: Planned) -> None:
+        """Do something to PostgreSQL or Redis."""
+        server, what = fault.what.split()
+        backend = self.server.backend
+        struck = backend.postgres if server == "postgres" else backend.redis
+        assert struck is not None
+        if what == "cut":
+            assert backend.postgres is not None
+            backend.postgres.terminate(backend.database)
+        elif what == "restart":
+            struck.restart()
+        elif what == "kill":
+            struck.kill()
+            struck.start()
+        else:
+            struck.freeze()
+            time.sleep(fault.lasts)
+            struck.thaw()
 
     def logged(self) -> Iterator[str]:
         """What a server that behaves has not in its log."""
@@ -246,9 +285,10 @@ class Chaos:
 def one(options: argparse.Namespace, seed: int, seconds: float) -> list[str]:
     """One run from one seed."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    servers = Servers()
     try:
-        with badmodel.running() as model:
-            chaos = Chaos(options, seed, folder, model)
+        with badmodel.running() as model, opened(options.backend, servers) as backend:
+            chaos = Chaos(options, seed, folder, model, backend)
             try:
                 found = chaos.run(seconds)
             finally:
@@ -256,6 +296,7 @@ def one(options: argparse.Namespace, seed: int, seconds: float) -> list[str]:
                 if options.keep is not None:
                     shutil.copytree(folder, options.keep / f"chaos-{seed}", dirs_exist_ok=True)
     finally:
+        servers.close()
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
@@ -268,11 +309,12 @@ def main() -> int:
     parser.add_argument("--round", type=float, default=300, help="seconds of each run where there are several")
     parser.add_argument("--in-time", type=float, default=IN_TIME, help="seconds for a dead worker's runs to end")
     parser.add_argument("--keep", type=Path, help="a folder for the server's log and database")
+    parser.add_argument("--backend", default="sqlite", choices=READY, help="where the data is")
     parser.add_argument("--plan", action="store_true", help="print what would be done")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(1 << 32)
     if options.plan:
-        for fault in plan(seed, options.seconds):
+        for fault in plan(seed, options.seconds, options.backend):
             print(*fault)
         for number in range(options.clients):
             for count in range(10):
@@ -282,6 +324,7 @@ def main() -> int:
     while left > 0:
         seconds = min(left, options.round)
         replay = f"python -m tests.chaos --seed {seed} --seconds {seconds:g} --clients {options.clients}"
+        replay += "" if options.backend == "sqlite" else f" --backend {options.backend}"
         print(f"seed {seed}: {replay}", flush=True)
         found = one(options, seed, seconds)
         for violation in found:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.chaos import FAULTS, plan
+from tests.chaos import FAULTS, faults_of, plan
 from tests.conftest import ROOT
 from tests.server.chatter import ACTS, turn_of
 
@@ -22,9 +22,13 @@ def chaos(*arguments: object) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("seed", [20, None], ids=["20", "of its own"])
-def test_two_workers_survive_random_faults_without_a_violation(seed: int | None, long: bool) -> None:
-    """15 seconds with 40 clients from one seed; in the long form 300 seconds with 300, from a seed of its own too.
+@pytest.mark.parametrize(
+    ("seed", "where"), [(20, "sqlite"), (None, "sqlite"), (None, "postgres"), (None, "postgres+redis")],
+    ids=["20", "of its own", "postgres", "postgres+redis"],
+)  # fmt: skip
+def test_two_workers_survive_random_faults_without_a_violation(seed: int | None, where: str, long: bool) -> None:
+    """15 seconds with 40 clients from one seed; in the long form 300 seconds with 300, from seeds of their own too, and
+    with faults of the database servers.
 
     How soon a dead worker's runs end is held by a test of its own: here other tests may have the processors.
     """
@@ -33,7 +37,7 @@ def test_two_workers_survive_random_faults_without_a_violation(seed: int | None,
         if not long:
             return  # what fails once in a hundred seeds is to be found by whoever looks for it
         seed = random.randrange(1 << 32)
-    told = chaos("--seed", seed, "--seconds", seconds, "--clients", clients, "--in-time", 60)
+    told = chaos("--seed", seed, "--seconds", seconds, "--clients", clients, "--in-time", 60, "--backend", where)
     turns = re.search(r"(\d+) turns, (\d+) posts .*? (\d+) events", told)
     assert turns is not None
     # Not a run in which nothing happened.
@@ -49,3 +53,4 @@ def test_a_chaos_run_is_a_function_of_its_seed() -> None:
     for before, after in zip(plan(5, 300), plan(5, 300)[1:], strict=False):
         assert after.at > before.at + before.lasts
     assert plan(5, 300) != plan(6, 300)
+    assert {fault.what for fault in plan(5, 600, "postgres+redis")} == set(faults_of("postgres+redis")) > set(FAULTS)
