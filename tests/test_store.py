@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,3 +312,14 @@ def test_the_write_ahead_log_is_emptied_when_it_has_grown(rooms: Rooms, monkeypa
     rooms.database.checkpoint()
     assert wal.stat().st_size == 0
     assert rooms.text(begun) == "y" * 50_000
+
+
+def test_what_a_statement_was_given_is_in_no_log(rooms: Rooms, caplog: pytest.LogCaptureFixture) -> None:
+    """It is mostly what users and models wrote."""
+    rooms.begin()
+    twice = sa.insert(conversations).from_select(["id", "owner"], sa.select(conversations.c.id, sa.literal("canary")))
+    with caplog.at_level(logging.DEBUG), pytest.raises(Unavailable) as caught:
+        rooms.database.write(lambda c: c.execute(twice))
+    assert "cannot be used: " in caplog.text
+    assert "canary" not in caplog.text
+    assert "[SQL parameters hidden" in str(caught.value.__cause__), "where its stack is logged"

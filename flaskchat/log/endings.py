@@ -7,7 +7,7 @@ from sqlalchemy.engine import Connection
 
 from ..store import finish
 from ..store.base import Ending, Lease
-from ..store.engine import Database
+from ..store.engine import Database, said
 from .base import LogUnavailable
 
 BUSY_MS = 100
@@ -42,7 +42,7 @@ class Endings:
                     finish.write(self._database.executor(self._connection), lease, ending)
         except (self._database.error, exc.DBAPIError) as error:
             self._close()
-            raise LogUnavailable(str(getattr(error, "orig", error))) from error
+            raise LogUnavailable(said(getattr(error, "orig", error))) from error
 
     def close(self) -> None:
         self._database.offload(self._close)

@@ -40,6 +40,7 @@ from .. import tasks
 from ..errors import ConfigurationError
 from ..store import finish
 from ..store.base import Ending, Fenced, Lease
+from ..store.engine import said
 from ..store.postgres import Postgres, PostgreSQL, executor
 from .base import Append, Entry, LogUnavailable
 from .rows import CONTROL, VERSION, Rows, decode_row, encode_row, pick
@@ -178,7 +179,7 @@ class PostgresLog(Rows):
             return function()
         except (psycopg.Error, ConfigurationError) as error:
             self.close()
-            raise LogUnavailable(" ".join(str(error).split())) from error
+            raise LogUnavailable(said(error)) from error
 
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         return self._guard(lambda: self._turn(lease, entries, endings))

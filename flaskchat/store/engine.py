@@ -42,6 +42,14 @@ COMPLAIN_EVERY = 10.0
 """Seconds between lines in the log about calls that the database refuses."""
 
 
+def said(error: object) -> str:
+    """A driver's error as it may be logged, on one line. PostgreSQL adds the row that it refuses (its DETAIL), and that
+    is what users and models wrote.
+    """
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    return " ".join(str(primary or error).split())
+
+
 def unavailable() -> Unavailable:
     return Unavailable("The database cannot be used at the moment.", code="store_unavailable", retry_after=2)
 
@@ -138,7 +146,7 @@ class Database:
         try:
             yield
         except exc.DBAPIError as error:
-            self.complain("cannot be used", error.orig)
+            self.complain("cannot be used", said(error.orig))
             raise unavailable() from error
         finally:
             slots.release()
