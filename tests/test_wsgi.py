@@ -94,7 +94,9 @@ def test_its_own_variables_are_no_settings(wsgi: ModuleType, environ: dict[str, 
 
 
 def test_headers_of_a_proxy_are_believed_only_when_told_so(wsgi: ModuleType, environ: dict[str, str]) -> None:
-    def address(**more: str) -> tuple[str, str]:
+    headers = {"X-Forwarded-For": "192.0.2.1, 10.9.8.7", "X-Forwarded-Proto": "ftp, https", "X-Forwarded-Host": "a, b"}
+
+    def address(**more: str) -> tuple[str, str, str]:
         app = wsgi.create_app({**environ, **more})
         seen: list[Any] = []
         inner = app.wsgi_app
@@ -106,14 +108,15 @@ def test_headers_of_a_proxy_are_believed_only_when_told_so(wsgi: ModuleType, env
         def note() -> None:
             from flask import request
 
-            seen.append((request.remote_addr, request.scheme))
+            seen.append((request.remote_addr, request.scheme, request.host))
 
         app.wsgi_app = spy
-        app.test_client().get("/healthz", headers={"X-Forwarded-For": "10.9.8.7", "X-Forwarded-Proto": "https"})
+        app.test_client().get("/healthz", headers=headers)
         return seen[0]
 
-    assert address() == ("127.0.0.1", "http")
-    assert address(FLASKCHAT_TRUSTED_PROXIES="1") == ("10.9.8.7", "https")
+    assert address() == ("127.0.0.1", "http", "localhost")
+    assert address(FLASKCHAT_TRUSTED_PROXIES="1") == ("10.9.8.7", "https", "b")
+    assert address(FLASKCHAT_TRUSTED_PROXIES="2") == ("192.0.2.1", "ftp", "a")
 
 
 def test_a_model_that_is_set_answers_and_nothing_is_looked_for(
