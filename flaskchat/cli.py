@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 
 import click
 import msgspec
 from flask.cli import AppGroup
 
-from . import forget, openapi
+from . import audit, forget, openapi, transfer
 from .config import SETTINGS
 from .errors import FlaskChatError
 from .state import current_state
 from .store import migrate
+from .store.engine import Database
 from .store.kinds import open_database
 
 chat = AppGroup("chat", help="The streaming chat of this application.")
@@ -56,6 +59,102 @@ def purge(days: float | None) -> None:
     except FlaskChatError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{found} {'conversation' if found == 1 else 'conversations'} deleted.")
+
+
+@chat.group("db")
+def db() -> None:
+    """Upgrade the database, copy it into another, and check what it holds."""
+
+
+@contextlib.contextmanager
+def _opened(open_it: Callable[[str], Database], what: str) -> Iterator[tuple[Database, Callable[[str], None]]]:
+    """The configured database, and where to tell how far it is.
+
+    :param what: has become of it where somebody pressed Ctrl-C.
+    """
+    terminal = sys.stderr.isatty()
+    told = ""
+
+    def progress(words: str) -> None:
+        nonlocal told
+        stage = words.partition(": ")[0]
+        if terminal:
+            click.echo(f"\r\x1b[K{words}", err=True, nl=False)
+        elif stage != told:  # in a file, a line for each stage
+            click.echo(stage, err=True)
+        told = stage
+
+    try:
+        database = open_it(current_state().database_url)
+        try:
+            yield database, progress
+        finally:
+            database.close()
+            if terminal:
+                click.echo("\r\x1b[K", err=True, nl=False)
+    except FlaskChatError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        raise click.ClickException(f"interrupted: {what}") from None
+
+
+def _report(wrong: list[str], well: str) -> None:
+    for words in wrong:
+        click.echo(words)
+    if wrong:
+        raise click.exceptions.Exit(1)
+    click.echo(well)
+
+
+@db.command("upgrade")
+def db_upgrade() -> None:
+    """Apply the migrations that are missing; a server does so at its start as well."""
+    try:
+        database = open_database(current_state().database_url, timeout=transfer.TIMEOUT)
+        try:
+            before = migrate.standing(database)
+            migrate.upgrade(database)
+            after = migrate.standing(database)
+        finally:
+            database.close()
+    except FlaskChatError as error:
+        raise click.ClickException(str(error)) from None
+    moved = "nothing to do" if before == after else f"from {before or 'an empty database'}"
+    click.echo(f"{database.name} is at revision {after}: {moved}.")
+
+
+@db.command("copy")
+@click.argument("source_url")
+def db_copy(source_url: str) -> None:
+    """Copy everything from the database at SOURCE_URL into the configured one, which must be empty.
+
+    Stop the server first. The source is only read. A copy that was interrupted goes on where it stopped when the
+    command is repeated, and is compared with the source at the end.
+    """
+    with _opened(transfer.open_target, "repeat the command, and the copy goes on") as (target, progress):
+        source = transfer.open_source(source_url)
+        try:
+            past = transfer.past_of(current_state().settings, source)
+            wrong = transfer.copy(source, target, past, progress)
+        finally:
+            source.close()
+        _report(wrong, f"{target.name} holds all that is in {source.name}.")
+
+
+@db.command("check")
+@click.argument("other_url", required=False)
+def db_check(other_url: str | None) -> None:
+    """Check that the database holds together; or, with OTHER_URL, that both hold the same. Changes nothing."""
+    with _opened(transfer.open_source, "nothing was changed") as (database, progress):
+        if other_url is None:
+            _report(audit.inspect(database, progress), f"{database.name} holds together.")
+            return
+        other = transfer.open_source(other_url)
+        try:
+            wrong = audit.compare(other, database, progress)
+        finally:
+            other.close()
+        _report(wrong, f"{database.name} and {other.name} hold the same.")
 
 
 @chat.command("openapi")

@@ -18,6 +18,8 @@ ROOMS = (
     "views", "state",
     # who may do what, and the use cases
     "security", "chat", "export",
+    # an operator's commands
+    "transfer", "audit",
     # the life of a run, in one worker
     "runtime", "forget", "runs", "titles", "rechecks", "readers", "reader", "bodies", "limits", "sweep",
     # the tick

@@ -9,8 +9,11 @@ rolling update workers of both run side by side, and one of the old ones may be 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -21,6 +24,8 @@ from .engine import Database
 from .schema import HEAD, VERSION_TABLE, compatible
 
 logger = logging.getLogger("flaskchat")
+
+T = TypeVar("T")
 
 SCRIPTS = Path(__file__).with_name("migrations")
 
@@ -48,6 +53,21 @@ def fits(connection: Connection) -> bool:
     return True
 
 
+def standing(database: Database) -> str | None:
+    """As `version`, of a database that nobody has opened yet.
+
+    :raises ConfigurationError, Unavailable: as `upgrade` does.
+    """
+    return _look(database, version)
+
+
+def _look(database: Database, ask: Callable[[Connection], T]) -> T:
+    with _told(database):
+        database.look()
+        with database.connect(write=False) as connection:
+            return ask(connection)
+
+
 def upgrade(database: Database) -> None:
     """Apply what is missing.
 
@@ -55,15 +75,19 @@ def upgrade(database: Database) -> None:
         server that refuses the password), or was written by a newer flaskchat.
     :raises Unavailable: it is locked, or not there yet, or its disk is full or fails; that may go by itself.
     """
+    if _look(database, fits):
+        return
+    with _told(database), database.connect(write=True) as connection, connection.begin():
+        database.before_migration(connection)
+        if not fits(connection):
+            _run(connection)
+
+
+@contextlib.contextmanager
+def _told(database: Database) -> Iterator[None]:
+    """Says in words what the driver says of a start."""
     try:
-        database.look()
-        with database.connect(write=False) as connection:
-            if fits(connection):
-                return
-        with database.connect(write=True) as connection, connection.begin():
-            database.before_migration(connection)
-            if not fits(connection):
-                _run(connection)
+        yield
     except (exc.DatabaseError, database.error) as error:
         fault = getattr(error, "orig", None) or error
         made = database.at_start(fault)

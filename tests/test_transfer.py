@@ -1,0 +1,350 @@
+"""Moving to another database, on real ones: from a file to a server, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from flaskchat import audit, transfer
+from flaskchat.config import Settings
+from flaskchat.store import whole
+from flaskchat.store.engine import Database
+from flaskchat.store.schema import HEAD, conversations, messages, requests, run_events, runs
+from tests.backends import PostgresServer
+from tests.conftest import ROOT
+from tests.hosts import host
+from tests.rooms import OWNER, Rooms, count, worker_rooms
+
+PROJECT = """
+from flask import Flask
+from flaskchat import FlaskChat
+app = Flask(__name__)
+app.config["FLASKCHAT_DATABASE_URL"] = {url!r}
+chat = FlaskChat(app)
+"""
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> Iterator[str]:
+    with postgres.database() as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'old.sqlite3'}"
+
+
+@contextlib.contextmanager
+def rooms_at(where: str) -> Iterator[Rooms]:
+    with worker_rooms(where) as make:
+        yield make()
+
+
+@contextlib.contextmanager
+def both(source: str, target: str) -> Iterator[tuple[Database, Database]]:
+    with contextlib.ExitStack() as stack:
+        found = [transfer.open_source(source), transfer.open_target(target)]
+        for database in found:
+            stack.callback(database.close)
+        yield found[0], found[1]
+
+
+def fill(rooms: Rooms, replies: int) -> None:
+    """Conversations of up to ten replies each, finished, and the lease given back."""
+    at = None
+    for number in range(replies):
+        begun = rooms.begin(f"Question {number} ‮é😀 'quoted' \\ %s", **({"conversation_id": at} if number % 10 else {}))
+        at = begun.conversation_id
+        rooms.run(begun, f"Answer {number}: ", "ünïcode 中文 " * (number % 7 + 1))
+    release(rooms)
+
+
+def release(rooms: Rooms) -> None:
+    rooms.database.write(rooms.holding.release)
+
+
+def copy(source: str, target: str, patience: float = 0.5) -> list[str]:
+    with both(source, target) as (one, other):
+        return transfer.copy(one, other, past_of(one), patience=patience)
+
+
+def past_of(source: Database) -> transfer.Past:
+    return transfer.past_of(Settings(), source)
+
+
+def rows_of(database: Database) -> dict[str, list[whole.Row]]:
+    """All that is copied, sorted, as plainly as can be."""
+    found = {}
+    for table in whole.TABLES:
+        select = sa.select(table)
+        rows = database.read(lambda c, s=select: [dict(row) for row in c.execute(s).mappings()])  # type: ignore[misc]
+        found[table.name] = sorted(rows, key=lambda row: repr(list(row.values())))
+    return found
+
+
+class Project:
+    """A host's application, and `flask chat db` as its operator types it."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        self.folder = folder
+        (folder / "project.py").write_text(PROJECT.format(url=target))
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "flask", "--app", "project", "chat", "db", *words],
+            cwd=self.folder, env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """:returns: exit code, what it said, and its progress and errors."""
+        process = self.start(*words)
+        said, told = process.communicate(timeout=120)
+        return process.returncode, said, told
+
+
+def copied(postgres: PostgresServer, url: str) -> int:
+    """Rows in the target, as far as they are committed."""
+    database = url.rsplit("/", 1)[1]
+    there = postgres.execute("SELECT to_regclass('flaskchat_copy') IS NOT NULL", database=database)[0][0]
+    if not there:
+        return 0
+    counts = " + ".join(f"(SELECT count(*) FROM {table.name})" for table in whole.TABLES)
+    return int(postgres.execute(f"SELECT {counts}", database=database)[0][0])
+
+
+def test_a_copy_that_is_killed_goes_on_until_it_is_whole_and_the_server_serves_it(
+    postgres: PostgresServer, url: str, file: str, tmp_path: Path, long: bool
+) -> None:
+    with rooms_at(file) as rooms:
+        fill(rooms, 1000 if long else 250)
+        before = rows_of(rooms.database)
+    project = Project(tmp_path, url)
+    seen, kills = 0, 0
+    for _ in range(20 if long else 3):
+        process = project.start("copy", file)
+        until = time.monotonic() + 60
+        while process.poll() is None and copied(postgres, url) <= seen:
+            assert time.monotonic() < until, "nothing is copied"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        seen = copied(postgres, url)
+    total = sum(len(rows) for rows in before.values())
+    print("killed", kills, "times, rows then:", seen, "of", total)
+    assert kills >= 3
+    if not long:
+        assert 0 < seen < total
+    code, said, told = project.run("copy", file)
+    assert code == 0, said + told
+    assert "holds all that is in" in said
+    with both(file, url) as (source, target):
+        assert rows_of(target) == rows_of(source) == before
+        assert audit.inspect(target) == []
+    assert project.run("check", file)[:2] == (0, said_same(url, file))
+    with rooms_at(url) as rooms:
+        new = rooms.begin("And a new one, after the move")  # its number is behind those that were copied
+        rooms.run(new, "Yes")
+        old = rooms.store.conversation(str(before["flaskchat_conversations"][0]["id"]), OWNER)
+        assert old is not None
+        assert old["messages"]
+        found = rooms.store.conversations(OWNER, query="answer 177", cursor=None, limit=10)
+        assert len(found.items) == 1
+        assert count(rooms, messages) == (2002 if long else 502)
+
+
+def said_same(url: str, file: str) -> str:
+    host = url.partition("@")[2]
+    return f"{host} and {file.removeprefix('sqlite:///')} hold the same.\n"
+
+
+def test_it_goes_back_into_a_file(url: str, file: str) -> None:
+    with rooms_at(url) as rooms:
+        fill(rooms, 12)
+    assert copy(url, file) == []
+    with both(url, file) as (source, target):
+        assert rows_of(source) == rows_of(target)
+    with rooms_at(file) as rooms:
+        assert len(rooms.store.conversations(OWNER, query="answer 11", cursor=None, limit=10).items) == 1
+        rooms.run(rooms.begin("more"), "Yes")
+
+
+def test_what_a_dead_worker_was_writing_is_kept_as_interrupted(url: str, file: str) -> None:
+    with rooms_at(file) as rooms:
+        fill(rooms, 2)
+        begun = rooms.begin("Tell me")
+        rooms.append(begun, "Once upon ", "a time")  # and its lease stays behind
+        before = rows_of(rooms.database)
+    assert copy(file, url) == []
+    with both(file, url) as (source, target):
+        assert rows_of(source) == before
+        assert audit.inspect(target) == []
+        assert audit.compare(source, target) == []
+    with rooms_at(url) as rooms:
+        assert (rooms.text(begun), rooms.state(begun)) == ("Once upon a time", "interrupted")
+        assert [frame.event for frame in rooms.frames(begun)] == ["start", "delta", "delta", "interrupted"]
+        assert rooms.leases() == []
+
+
+def test_a_server_at_work_on_either_side_is_refused(url: str, file: str) -> None:
+    for source, target, busy in ((file, url, file), (url, file, file)):
+        with rooms_at(busy) as rooms, both(source, target) as (one, other), contextlib.ExitStack() as stack:
+            rooms.begin("Tell me")
+            stack.enter_context(beating(rooms))
+            with pytest.raises(transfer.TransferRefused, match="a server is at work on"):
+                transfer.copy(one, other, past_of(one), patience=20)
+
+
+@contextlib.contextmanager
+def beating(rooms: Rooms) -> Iterator[None]:
+    """The lease is renewed, as a server's sweep does."""
+    end = threading.Event()
+
+    def beat() -> None:
+        while not end.wait(0.05):
+            rooms.database.write(rooms.holding.beat)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_two_databases_are_never_merged(url: str, file: str, tmp_path: Path) -> None:
+    other = f"sqlite:///{tmp_path / 'other.sqlite3'}"
+    for where in (file, other):
+        with rooms_at(where) as rooms:
+            fill(rooms, 2)
+    with both(file, other) as (one, two), pytest.raises(transfer.TransferRefused, match="is not empty"):
+        transfer.copy(one, two, past_of(one))
+    with both(file, url) as (one, target):
+        target.write(lambda c: transfer._begin(c, one, target))  # a copy that was killed before its first row
+    with both(other, url) as (two, target), pytest.raises(transfer.TransferRefused, match="copy in progress, but from"):
+        transfer.copy(two, target, past_of(two))
+    assert copy(file, url) == []
+    with both(file, url) as (one, target), pytest.raises(transfer.TransferRefused, match="is not empty"):
+        transfer.copy(one, target, past_of(one))
+    with both(file, file) as (one, same), pytest.raises(transfer.TransferRefused, match="the same database"):
+        transfer.copy(one, same, past_of(one))
+
+
+def test_two_copies_at_once_do_not_both_go_on(url: str, file: str) -> None:
+    with rooms_at(file) as rooms:
+        fill(rooms, 2)
+    with both(file, url) as (one, target):
+        mark = sa.update(transfer._marks).where(transfer._marks.c.name == "flaskchat_messages").values(value="[1]")
+
+        def meanwhile(words: str) -> None:
+            if words.startswith("copying messages"):
+                target.write(lambda c: c.execute(mark))  # after ours was read: `before` is asked for first
+
+        with pytest.raises(transfer.TransferRefused, match="another copy into"):
+            transfer.copy(one, target, past_of(one), meanwhile)
+
+
+def test_nul_in_an_old_file_is_copied_as_what_it_is_shown_as(url: str, file: str) -> None:
+    with rooms_at(file) as rooms:
+        begun = rooms.begin("a question")
+        rooms.run(begun, "a reply")
+        nul = sa.update(messages).where(messages.c.id == begun.user_message_id).values(text="a\0b")
+        rooms.database.write(lambda c: c.execute(nul))
+        release(rooms)
+    assert copy(file, url) == []
+    with both(file, url) as (source, target):
+        assert audit.compare(source, target) == []
+        texts = sa.select(messages.c.text).where(messages.c.id == begun.user_message_id)
+        assert target.read(lambda c: c.execute(texts).scalar()) == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (sa.update(messages).where(messages.c.role == "assistant").values(text="x"), "messages: 3 differ (2, 4, 6)"),
+        (sa.delete(requests), "requests: 3 are missing in "),
+        (sa.update(conversations).values(title="another"), "conversations: 1 differ (1)"),
+        (sa.update(run_events).values(frames=b""), "runs' events: 3 differ (run_"),
+    ],
+)
+def test_check_names_what_differs(file: str, tmp_path: Path, statement: sa.Executable, words: str) -> None:
+    other = f"sqlite:///{tmp_path / 'copy.sqlite3'}"
+    with rooms_at(file) as rooms:
+        fill(rooms, 3)
+    assert copy(file, other) == []
+    with both(file, other) as (one, two):
+        two.write(lambda c: c.execute(statement))
+        (said,) = audit.compare(one, two)
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (sa.update(messages).where(messages.c.role == "assistant").values(text="x"), "another text than their events"),
+        (sa.delete(run_events), "3 runs have ended without events"),
+        (sa.update(runs).values(state="stopped"), "replies are in another state than their runs"),
+        (sa.update(runs).values(last_seq=7), "3 runs have events that are not whole"),
+        (sa.update(messages).values(parent_id="m_x"), "messages follow one that is not there"),
+        (sa.delete(messages).where(messages.c.role == "user"), "3 runs answer no question"),
+        (sa.update(conversations).values(current_leaf_id="m_x"), "conversations show a message that is not there"),
+        (sa.update(messages).values(run_id="run_x"), "messages name a run that is not there"),
+    ],
+)
+def test_check_finds_what_does_not_hold_together(file: str, statement: sa.Executable, words: str) -> None:
+    with rooms_at(file) as rooms:
+        fill(rooms, 3)
+        assert audit.inspect(rooms.database) == []
+        rooms.database.write(lambda c: c.execute(statement))
+        assert words in "\n".join(audit.inspect(rooms.database))
+
+
+def test_a_continued_reply_is_the_sum_of_its_runs(file: str) -> None:
+    with rooms_at(file) as rooms:
+        begun = rooms.begin("Tell me")
+        rooms.append(begun, "Once ")
+        rooms.sweeper._end_orphan(begun.run_id, rooms.live.pop(begun.run_id))
+        again = rooms.begin(action="continue", text="", message_id=begun.message_id)
+        rooms.run(again, "upon a time")
+        assert rooms.text(begun) == "Once upon a time"
+        assert audit.inspect(rooms.database) == []
+
+
+def test_the_commands_say_what_they_do_and_no_password(tmp_path: Path, file: str) -> None:
+    app = host(tmp_path, FLASKCHAT_DATABASE_URL=f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    run = app.test_cli_runner().invoke
+    path = tmp_path / "new.sqlite3"
+    result = run(args=["chat", "db", "check"])
+    assert (result.exit_code, result.output) == (1, f"Error: there is no file {str(path)!r}\n")
+    assert not path.exists()
+    result = run(args=["chat", "db", "upgrade"])
+    assert result.output == f"{path} is at revision {HEAD}: from an empty database.\n"
+    assert run(args=["chat", "db", "upgrade"]).output == f"{path} is at revision {HEAD}: nothing to do.\n"
+    assert run(args=["chat", "db", "check"]).stdout == f"{path} holds together.\n"
+    result = run(args=["chat", "db", "copy", file])
+    assert (result.exit_code, result.output) == (1, f"Error: there is no file {str(tmp_path / 'old.sqlite3')!r}\n")
+    result = run(args=["chat", "db", "copy", "postgresql://me:hunter2@127.0.0.1:1/chat"])
+    assert result.exit_code == 1
+    assert "hunter2" not in result.output
+    with rooms_at(file) as rooms:
+        fill(rooms, 1)
+    result = run(args=["chat", "db", "copy", file])
+    assert result.exit_code == 0, result.output
+    assert "copying messages\n" in result.stderr
+    with rooms_at(file) as rooms:
+        fill(rooms, 1)
+    result = run(args=["chat", "db", "check", file])
+    assert result.exit_code == 1
+    assert f"messages: 2 are missing in {path} (3, 4)\n" in result.stdout
