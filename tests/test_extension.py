@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,3 +240,19 @@ def test_the_page_follows_script_name_and_a_proxys_prefix(tmp_path: Path) -> Non
     assert 'src="/site/chat/assets/flaskchat.js"' in page.text
     assert "Secure" in page.headers["Set-Cookie"]
     assert "Path=/site" in page.headers["Set-Cookie"]
+
+
+def test_all_files_of_a_chat_are_their_owner_s_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        app = host(tmp_path, SECRET_KEY=None)
+        with ChatClient(app) as chat:
+            chat.ask("hello")
+            made = [tmp_path / "instance", *(tmp_path / "instance").rglob("*")]
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in made}
+            expected = {path.name: 0o700 if path.is_dir() else 0o600 for path in made}
+            assert modes == expected
+            database = "flaskchat.sqlite3"
+            assert {database, f"{database}-wal", f"{database}-places", "flaskchat.key"} <= modes.keys()
+    finally:
+        os.umask(before)
