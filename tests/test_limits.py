@@ -349,6 +349,28 @@ def test_head_and_what_fails_hold_no_place(make: Callable[..., Made]) -> None:
 # -- one worker --------------------------------------------------------------------------------------------------------
 
 
+def test_a_worker_writes_so_many_replies_at_once(make: Callable[..., Made]) -> None:
+    app, gate, asked = make(max_runs=2)
+    streams = [post(ChatClient(app), "q") for _ in range(2)]
+    response = post(ChatClient(app), "q")
+    assert response.headers["Retry-After"]
+    problem(response, 503, "full")
+    assert len(asked) <= 2
+    gate.opened.set()
+    for stream in streams:
+        stream.get_data()
+        stream.close()
+    post(ChatClient(app), "q").close()
+
+
+def test_the_smallest_stream_gives_its_place_back(make: Callable[..., Made]) -> None:
+    app, _, _ = make(max_streams_per_address=1)
+    for _ in range(3):
+        response = app.test_client().get("/chat/sse", buffered=False)
+        assert response.status_code == 200
+        response.close()
+
+
 def test_a_worker_that_holds_too_many_bytes_of_replies_begins_no_further_one(make: Callable[..., Made]) -> None:
     app, _, _ = make(max_queued_bytes=1 << 16, max_runs_per_owner=0, messages_per_minute=0)
     chat = ChatClient(app)
