@@ -302,6 +302,7 @@ def test_ids_go_on_growing_after_the_journal_was_emptied(two: tuple[Rooms, Rooms
     assert worker.journal_ids() == [last + 1]
 
 
+@pytest.mark.backends("sqlite")
 def test_the_journal_does_not_grow_for_ever_under_a_stream_of_short_runs(
     make: Callable[[], Rooms], monkeypatch: pytest.MonkeyPatch
 ) -> None:
