@@ -177,14 +177,15 @@ class PostgresServer(Daemon):
             return list(found.all()) if found.returns_rows else []
 
     @contextlib.contextmanager
-    def database(self) -> Iterator[str]:
+    def database(self, template: str = "template1") -> Iterator[str]:
         """A fresh database.
 
+        :param template: of which it is a copy; nobody may be connected to that one.
         :returns: its name; see `url`.
         """
         self.start()
         name = f"chat{next(_numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield name
         finally:

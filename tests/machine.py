@@ -11,7 +11,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ from flaskchat.runtime import Runtime
 from flaskchat.store import migrate
 from flaskchat.store.base import Begun, Command, Ending, Lease
 from flaskchat.store.kinds import open_database
+from flaskchat.store.schema import metadata
+from tests.backends import PostgresServer
 from tests.server.client import TERMINAL
 
 OWNER = "user:1"
@@ -104,6 +106,39 @@ class SQLiteAndRedis(SQLite):
         turn = log.turn
         log.turn = lambda *what: [*turn(*what), *(turn(None, [], []) if what[0] is not None else ())]
         return runtime
+
+
+class Postgres:
+    """A database of a real server's, copied from one that has its tables already."""
+
+    MADE = "made_for_the_machine"
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        if not server.execute(f"SELECT 1 FROM pg_database WHERE datname = '{self.MADE}'"):
+            server.execute(f"CREATE DATABASE {self.MADE}")
+            database = open_database(server.url(self.MADE), timeout=1.0)
+            migrate.upgrade(database)
+            database.close()
+        self._stack = ExitStack()
+        self._name = self._stack.enter_context(server.database(self.MADE))
+
+    def worker(self, models: Models) -> Runtime:
+        return Runtime(SETTINGS, self._server.url(self._name), models)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        database = open_database(self._server.url(self._name), timeout=1.0)
+        try:
+            with database.connect(write=True) as connection, connection.begin():
+                for table in metadata.tables:
+                    connection.exec_driver_sql(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
+                yield
+        finally:
+            database.close()
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 class Puts:

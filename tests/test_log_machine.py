@@ -31,7 +31,19 @@ from flaskchat.log import endings, journal, rows
 from flaskchat.models import Delta, Done
 from flaskchat.store.base import Command
 from tests.backends import Servers
-from tests.machine import OWNER, POINTS, Backend, Crash, Following, Models, Run, SQLite, SQLiteAndRedis, Worker
+from tests.machine import (
+    OWNER,
+    POINTS,
+    Backend,
+    Crash,
+    Following,
+    Models,
+    Postgres,
+    Run,
+    SQLite,
+    SQLiteAndRedis,
+    Worker,
+)
 from tests.server.client import TERMINAL, text
 
 WORKERS = 3
@@ -374,17 +386,24 @@ class Hosts(RuleBasedStateMachine):
         assert [frame[1:] for frame in run.seen] == [frame[1:] for frame in stored]
 
 
-@pytest.fixture(params=["sqlite", "sqlite+redis"])
+HISTORIES = {"sqlite": 30, "sqlite+redis": 30, "postgres": 6}
+"""In the short form; each of PostgreSQL's steps takes several times as long."""
+
+
+@pytest.fixture(params=HISTORIES)
 def make(request: pytest.FixtureRequest, database_servers: Servers) -> Callable[[Path], Backend]:
     if request.param == "sqlite":
         return SQLite
+    if request.param == "postgres":
+        return lambda folder: Postgres(database_servers.postgres)
     url = database_servers.redis.url
     return lambda folder: SQLiteAndRedis(folder, url)
 
 
 def test_whatever_happens_between_commit_and_wake_the_promises_hold(
-    make: Callable[[Path], Backend], tmp_path: Path, long: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    make: Callable[[Path], Backend], tmp_path: Path, long: bool, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
     """30 histories of at most 30 steps, always the same; in the long form 3,000 of at most 80, each time others."""
     monkeypatch.setattr(tasks, "spawn", lambda function, *args, name="": function(*args))
     monkeypatch.setattr(rows, "KEEP", 0.0)
@@ -395,7 +414,8 @@ def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=3000 if long else 30, stateful_step_count=80 if long else 30, derandomize=not long,
+            max_examples=3000 if long else HISTORIES[request.node.callspec.params["make"]],
+            stateful_step_count=80 if long else 30, derandomize=not long,
             deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
