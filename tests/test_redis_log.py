@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from flaskchat import sse
 from flaskchat.config import Settings
@@ -20,6 +21,7 @@ from flaskchat.log import rows, streams
 from flaskchat.log.base import Append, Leave, LogUnavailable, Stop, clock
 from flaskchat.models import Delta, Done
 from flaskchat.store.base import Begun, Fenced
+from flaskchat.store.schema import workers
 from tests.backends import RedisServer
 from tests.rooms import ROOT, Rooms, ending_of, worker_rooms
 from tests.server.client import deadline
@@ -289,6 +291,31 @@ def test_a_run_that_the_store_refuses_to_end_is_not_ended_in_redis_either(two: t
     assert (rooms.state(begun), rooms.text(begun)) == ("done", "Hello")
     assert events(rooms, begun)[-1] == last
     assert 0 < redis(rooms, "TTL", key(rooms, begun)) <= streams.ENDED_SECONDS
+
+
+def test_an_end_whose_commit_was_not_answered_is_written_once_and_fences_nobody(make: Make) -> None:
+    rooms = make()
+    begun, other = rooms.begin(), rooms.begin()
+    for run in (begun, other):
+        rooms.append(run, "Hello")
+    last = sse.encode(3, Done())
+    ending = ending_of(begun, "Hello", [*rooms.live[begun.run_id], last])
+    for _ in range(2):
+        rooms.journal.turn(rooms.holding.lease, [Append(begun.run_id, 3, [last], True)], [ending])
+    assert (rooms.state(begun), rooms.text(begun)) == ("done", "Hello")
+    assert events(rooms, begun)[-1] == last
+
+
+def test_a_stale_owner_ends_nothing(two: tuple[Rooms, Rooms]) -> None:
+    stale, other = two
+    begun = stale.begin()
+    stale.append(begun, "Hello")
+    last = sse.encode(3, Done())
+    ending = ending_of(begun, "Hello", [*stale.live[begun.run_id], last])
+    other.database.write(lambda c: c.execute(sa.delete(workers)))
+    with pytest.raises(Fenced):
+        stale.journal.turn(stale.holding.lease, [Append(begun.run_id, 3, [last], True)], [ending])
+    assert stale.state(begun) == "running"
 
 
 def test_a_run_ends_though_redis_is_away_and_its_readers_elsewhere_get_the_end_from_the_store(

@@ -6,12 +6,16 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
 from ..store import finish
-from ..store.base import Ending, Lease
+from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Database, said
 from .base import LogUnavailable
 
 BUSY_MS = 100
-"""How long the database's lock is waited for: the tick comes again, and must not miss heartbeats and Stop meanwhile."""
+"""How long SQLite's lock is waited for: the tick comes again, and must not miss heartbeats and Stop meanwhile."""
+PATIENCE_MS = 1000
+"""Milliseconds that PostgreSQL has for a statement."""
+
+_HELD = "SELECT 1 FROM flaskchat_workers WHERE id = ? AND epoch = ?"
 
 
 class Endings:
@@ -22,10 +26,10 @@ class Endings:
         self._connection: Connection | None = None
 
     def write(self, lease: Lease, endings: list[Ending]) -> None:
-        """All of them or none.
+        """All of them or none. What stands already because the answer to its commit was lost is taken for done.
 
         :param lease: under which they were begun.
-        :raises Fenced: somebody else has ended one.
+        :raises Fenced: somebody else has taken the lease over.
         :raises LogUnavailable: the database cannot be used at the moment.
         """
         self._database.offload(self._write, lease, endings)
@@ -34,12 +38,20 @@ class Endings:
         try:
             if self._connection is None:
                 self._connection = self._database.connect(write=True)
+                patience = f"SET statement_timeout = {PATIENCE_MS}"
                 if self._database.kind == "sqlite":
-                    self._connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_MS}")
-                    self._connection.commit()
+                    patience = f"PRAGMA busy_timeout = {BUSY_MS}"
+                self._connection.exec_driver_sql(patience)
+                self._connection.commit()
             with self._connection.begin():
-                for ending in endings:
-                    finish.write(self._database.executor(self._connection), lease, ending)
+                ask = self._database.executor(self._connection)
+                # A takeover deletes that row: it waits for us then, or we find that it has been.
+                lock = "" if self._database.kind == "sqlite" else " FOR KEY SHARE"
+                if ask(_HELD + lock, (lease.worker_id, lease.epoch)).fetchone() is None:
+                    raise Fenced(lease.worker_id)
+                # In one order for all workers, so that none waits for another that waits for it.
+                for ending in sorted(endings, key=lambda ending: ending.conversation_id):
+                    finish.write_once(ask, lease, ending)
         except (self._database.error, exc.DBAPIError) as error:
             self._close()
             raise LogUnavailable(said(getattr(error, "orig", error))) from error
