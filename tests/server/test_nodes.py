@@ -35,6 +35,8 @@ from tests.server.test_kill import KEPT, newcomer
 
 pytestmark = pytest.mark.backends("postgres+redis", long=("postgres",))
 
+HOSTS = ("here", "there")
+"""The nodes' machines: what only processes of one machine can tell each other, these cannot."""
 GUARDED = "tests.server.guarded:app"
 
 
@@ -70,9 +72,17 @@ def nodes(shared_backend: Backend, tmp_path_factory: pytest.TempPathFactory, mod
     with contextlib.ExitStack() as stack:
         made = []
         values = settings(model, GUARDED="login", FLASKCHAT_MODELS="silent", FLASKCHAT_MAX_RUNS_PER_OWNER="3")
-        for _ in range(2):
+        for host in HOSTS:
             made.append(
-                Server(folder, values, workers=2, kind="gevent", app=GUARDED, args=KEPT, backend=shared_backend)
+                Server(
+                    folder,
+                    {**values, "TEST_HOST": host},
+                    workers=2,
+                    kind="gevent",
+                    app=GUARDED,
+                    args=KEPT,
+                    backend=shared_backend,
+                )
             )
             stack.callback(made[-1].close)
         front = stack.enter_context(deployed_nginx(folder, *(server.port for server in made)))
@@ -87,7 +97,7 @@ def start(serve: Callable[..., Server], model: Running, tmp_path: Path) -> Itera
     with contextlib.ExitStack() as stack:
 
         def begin(**more: object) -> Nodes:
-            made = [serve(settings(model, **more), app=FAULTY, args=KEPT) for _ in range(2)]
+            made = [serve(settings(model, TEST_HOST=host, **more), app=FAULTY, args=KEPT) for host in HOSTS]
             return Nodes(*made, stack.enter_context(deployed_nginx(tmp_path, *(server.port for server in made))))
 
         yield begin
