@@ -61,7 +61,9 @@ def owners(case: Case) -> None:
     whose = {post.run_id: post.owner for post in case.history.posts if post.status == 200}
     for reading in case.history.readings:
         owner = whose.get(reading.run_id, reading.owner)
-        if owner != reading.owner and (reading.events or reading.status not in (401, 404, 429, 503)):
+        # "come back later" names no run, and is the same for one that there never was
+        said = 503 if reading.status == 200 and "Flaskchat-Run-Id" not in reading.stream.headers else reading.status
+        if owner != reading.owner and (reading.events or said not in (401, 404, 429, 503)):
             words = f"{reading.status} and {len(reading.events)} events of a run of {owner}'s"
             case.say("owner", words, reading.run_id, reading.last, reading.client)
     for answer in case.history.answers:

@@ -314,6 +314,14 @@ def test_a_violation_names_run_event_and_client() -> None:
     assert str(violation) == "order: 5 came after a gap, after 3 (run run_a, seq 5, client alice)"
 
 
+def test_an_answer_that_only_says_come_back_is_no_word_about_the_run() -> None:
+    world = World()
+    answer = world.read(b": hb\n", owner="bob")
+    assert world.violations() == []
+    answer.stream.headers["Flaskchat-Run-Id"] = "run_a"  # a stream, which has no event yet
+    assert {violation.rule for violation in world.violations()} == {"owner"}
+
+
 def test_an_append_may_be_made_again_where_its_answer_can_be_lost_if_it_says_the_same() -> None:
     world = World()
     appended_again(world)
