@@ -24,6 +24,7 @@ from .providers.registry import Registry
 from .runtime import Lazy, Runtime
 from .security import Identity, owner_of
 from .state import KEY, State, current_state
+from .store import kinds
 from .views import make_blueprint, page
 
 logger = logging.getLogger("flaskchat")
@@ -77,6 +78,7 @@ class FlaskChat:
         config.warn_of_unknown(app.config)
         registry = Registry(settings, self._models, context=app.app_context)
         url = settings.database_url or f"sqlite:///{Path(app.instance_path) / 'flaskchat.sqlite3'}"
+        kinds.load(url)
         try:
             make_url(url)
         except (ArgumentError, ValueError):

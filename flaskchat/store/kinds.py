@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
@@ -13,6 +16,16 @@ from .sqlite import SQLite
 EXPECTED = "sqlite:////path or postgresql://user:password@host/database"
 POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 """All mean psycopg 3."""
+
+
+def load(url: str) -> None:
+    """Import what a database of this kind needs, if it does: a tenth of a second that no worker's hub should be held
+    for. What is missing or wrong is said when it is opened.
+    """
+    if url.partition(":")[0] in POSTGRES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("sqlalchemy.dialects.postgresql")
+            importlib.import_module(".postgres", __package__)
 
 
 def open_database(url: str, *, timeout: float) -> Database:
