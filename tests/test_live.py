@@ -293,6 +293,9 @@ def test_who_signs_out_while_the_request_is_on_its_way_reads_nothing_more(reader
     assert other is not None
     assert later.live
     assert other.live
+    readers._leave_asked(Leave("you", "", time.monotonic(), clock()))
+    assert later.live, "nobody else's stream ends"
+    assert not other.live
 
 
 def test_a_place_is_taken_while_the_store_is_asked(readers: Readers) -> None:
