@@ -165,6 +165,8 @@ def parse_change(data: bytes, runtime: Runtime) -> Change:
         change.title = " ".join(visible(change.title).split())
         if not 0 < len(change.title) <= TITLE_CHARS:
             wrong.append(("title", f"expected 1 to {TITLE_CHARS} characters"))
+    if change.current_leaf_id is not UNSET and not ID.match(change.current_leaf_id):
+        wrong.append(("current_leaf_id", ID_REASON))
     if change.system_prompt is not UNSET:
         change.system_prompt = _prompt(change.system_prompt, runtime.settings, wrong)
     if wrong:

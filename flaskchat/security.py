@@ -231,6 +231,8 @@ def owner_of(user: object) -> str:
     owner = f"{USER}{user}"
     if len(owner) > LONGEST_OWNER:
         raise ConfigurationError(f"the user's id has {len(owner) - 5} characters: expected at most 245")
+    if "\0" in owner:
+        raise ConfigurationError("the user's id has a NUL character in it, which no database is asked for")
     return owner
 
 

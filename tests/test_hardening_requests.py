@@ -142,6 +142,7 @@ PAGE_CURSORS = {
     "not base64": "!!!!",
     "one character": "A",
     "not json": encoded("x"),
+    "NUL": encoded('[1, "c_\\u0000"]'),
     "deeply nested": encoded("[" * 2500),
     "a number too large for a float": encoded(f'[{"9" * 400}, "c_x"]'),
     "nothing": encoded("null"),

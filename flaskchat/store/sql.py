@@ -238,7 +238,8 @@ def _encode_cursor(updated_at: float, last_id: str) -> str:
 def _decode_cursor(cursor: str) -> tuple[float, str]:
     try:
         updated_at, last_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        str(last_id).encode("ascii")  # as our ids are; a lone surrogate could not even be asked for
+        if not str(last_id).isascii() or "\0" in str(last_id):  # ours are; others could not even be asked for
+            raise ValueError
         return float(updated_at), str(last_id)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise Invalid("The cursor is not one of ours.", errors=[{"field": "cursor", "reason": "unknown"}]) from None

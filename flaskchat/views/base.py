@@ -17,7 +17,7 @@ from werkzeug.exceptions import (
 )
 
 from .. import metrics
-from ..errors import BadRequest, BodyTooLarge, NotJSON, RequestError, TooSlow
+from ..errors import BadRequest, BodyTooLarge, NotFound, NotJSON, RequestError, TooSlow
 from ..limits import Visitor, network
 from ..security import COOKIE, COOKIE_AGE, check_origin
 from ..state import current_state
@@ -45,9 +45,19 @@ def make(url_prefix: str) -> Blueprint:
     blueprint.register_error_handler(Exception, unexpected)
     blueprint.before_app_request(unrouted)
     blueprint.url_value_preprocessor(exempt_from_csrf)
+    blueprint.url_value_preprocessor(refuse_nul)
     blueprint.after_request(remember)
     blueprint.after_app_request(notice_sign_out)
     return blueprint
+
+
+def refuse_nul(_endpoint: str | None, values: dict[str, Any] | None) -> None:
+    """No id of ours has a NUL, and PostgreSQL takes none even in a question.
+
+    :raises NotFound: as for any id that is not known.
+    """
+    if any("\0" in value for value in (values or {}).values() if isinstance(value, str)):
+        raise NotFound("There is no such address.")
 
 
 def unrouted() -> Any:
