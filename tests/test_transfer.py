@@ -20,7 +20,7 @@ from flaskchat.config import Settings
 from flaskchat.store import whole
 from flaskchat.store.engine import Database
 from flaskchat.store.schema import HEAD, conversations, messages, requests, run_events, runs
-from tests.backends import PostgresServer
+from tests.backends import PostgresServer, RedisServer
 from tests.conftest import ROOT
 from tests.hosts import host
 from tests.rooms import OWNER, Rooms, count, worker_rooms
@@ -195,6 +195,20 @@ def test_what_a_dead_worker_was_writing_is_kept_as_interrupted(url: str, file: s
         assert (rooms.text(begun), rooms.state(begun)) == ("Once upon a time", "interrupted")
         assert [frame.event for frame in rooms.frames(begun)] == ["start", "delta", "delta", "interrupted"]
         assert rooms.leases() == []
+
+
+def test_what_only_redis_has_of_a_reply_is_kept_as_well(redis_server: RedisServer, file: str, tmp_path: Path) -> None:
+    with redis_server.prefix() as prefix:
+        settings = Settings(redis_url=redis_server.url, redis_prefix=prefix)
+        with worker_rooms(file, settings) as make:
+            rooms = make()
+            begun = rooms.begin("Tell me")
+            rooms.append(begun, "Once upon ", "a time")
+        target = f"sqlite:///{tmp_path / 'new.sqlite3'}"
+        with both(file, target) as (one, other):
+            assert transfer.copy(one, other, transfer.past_of(settings, one), patience=0.5) == []
+        with rooms_at(target) as rooms:
+            assert (rooms.text(begun), rooms.state(begun)) == ("Once upon a time", "interrupted")
 
 
 def test_a_server_at_work_on_either_side_is_refused(url: str, file: str) -> None:
