@@ -177,3 +177,10 @@ def test_an_unknown_key_is_warned_about_with_the_nearest_name(caplog: pytest.Log
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(AttributeError):
         load({}).heartbeat = 1.0  # type: ignore[misc]
+
+
+def test_what_is_named_as_a_secret_is_one() -> None:
+    endings = ("_KEY", "_TOKEN", "_PASSWORD", "_REDIS_URL")
+    named = {setting.name for setting in SETTINGS if setting.name.endswith(endings)}
+    assert "FLASKCHAT_METRICS_TOKEN" in named
+    assert named == {setting.name for setting in SETTINGS if setting.secret}
