@@ -135,11 +135,11 @@ class Settings:
         unit="tokens", minimum=0,
     )  # fmt: skip
     max_streams_per_owner: int = _setting(
-        10, "Open streams of one owner, in all workers of a host; 0: no limit.", unit="streams",
+        10, "Open streams of one owner, in all workers and, on PostgreSQL, all hosts; 0: no limit.", unit="streams",
         minimum=0, maximum=PLACES,
     )
     max_streams_per_address: int = _setting(
-        200, "Open streams of one client address, in all workers of a host; 0: no limit. Behind a proxy, have its "
+        200, "Open streams of one client address, counted as those of an owner; 0: no limit. Behind a proxy, have its "
         "X-Forwarded-For believed, or all clients have its address.", unit="streams", minimum=0, maximum=PLACES,
     )  # fmt: skip
     connections_per_second: int = _setting(

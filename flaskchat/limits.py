@@ -1,6 +1,7 @@
 """How many streams an owner and an address may have open, and how fast an address may open them.
 
-Everything here is counted over all workers of the host and in memory (see places.py); nothing is written. What is
+Streams are counted over all workers of the host and in memory (see places.py), or over all nodes where they share a
+PostgreSQL (see nodes.py); how many are opened in a second is always the host's to count. What is
 counted where a run begins (replies at once, messages a minute, tokens a day) is counted by the store, in the
 transaction that begins it: see store/usage.py. What one worker can hold is `Readers.admit`'s and `Runs.start`'s to say.
 
@@ -30,6 +31,7 @@ from . import tasks
 from .config import Settings
 from .errors import TooMany
 from .log.base import Leave
+from .nodes import Nodes, SharedPlace
 from .places import Place, Places
 
 PATIENCE = 1.0
@@ -66,7 +68,7 @@ class Visitor:
         """Whether it followed this run before."""
         self.entered = False
         """Whether it holds the places that it needs, which may be none."""
-        self.places: list[Place] = []
+        self.places: list[Place | SharedPlace] = []
 
     def meant(self, leave: Leave, run_id: str) -> bool:
         """Whether its stream, which follows this run, is one of those that are to end."""
@@ -111,11 +113,13 @@ def network(address: str | None) -> str | None:
 class Limits:
     """One worker's side of them."""
 
-    def __init__(self, settings: Settings, places: Places) -> None:
+    def __init__(self, settings: Settings, places: Places, nodes: Nodes | None = None) -> None:
+        """:param nodes: count streams where there are several hosts."""
         self._per_owner = settings.max_streams_per_owner
         self._per_address = settings.max_streams_per_address
         self._per_second = settings.connections_per_second
         self._places = places
+        self._streams = nodes or places
         self._seconds: deque[tuple[int, Place]] = deque()
         """What was counted in which second, oldest first."""
 
@@ -167,7 +171,7 @@ class Limits:
     def _take(self, visitor: Visitor, kind: str, name: str | None, most: int, words: str) -> None:
         if not most or not name:
             return
-        place = self._places.take(f"{kind} {name}", most)
+        place = self._streams.take(f"{kind} {name}", most)
         if place is None:
             raise TooMany(words.format(most=most), code="too_many_streams", retry_after=2)
         visitor.places.append(place)

@@ -18,6 +18,7 @@ from .errors import Unavailable
 from .limits import Limits
 from .live import Live
 from .log.open import open_log
+from .nodes import Nodes
 from .places import Places
 from .pump import Pump
 from .readers import Readers
@@ -62,7 +63,11 @@ class Runtime:
         quota = Quota(settings.max_runs_per_owner, settings.messages_per_minute, settings.tokens_per_day)
         self.store = Store(self.database, quota)
         self.places = Places(self.database.places)
-        self.limits = Limits(settings, self.places)
+        self.nodes = None
+        if self.database.kind == "postgresql":
+            self.nodes = Nodes(self.database, self.places, lambda host, holder: self.places.gone(host, alive(holder)))
+            self._mark(self.nodes.holder)
+        self.limits = Limits(settings, self.places, self.nodes)
         self.metrics = metrics.Metrics(self.database.places)
         self.live = Live(settings.live_bytes)
         self.holding = Holding(self._mark, self.places.host)
@@ -83,7 +88,7 @@ class Runtime:
         self.runs = Runs(settings, self.store, self.live, self.pump, self.readers, self.holding, models)
         self.sweeper = Sweeper(
             self.database, self.log, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced,
-            gone=lambda host, worker_id: self.places.gone(host, lease_place(worker_id)), claim=self.runs.claim,
+            gone=lambda host, worker_id: self.places.gone(host, alive(worker_id)), claim=self.runs.claim,
             chores=lambda: forget.chores(self.database, settings.retention_days),
             counts=self.metrics,
         )  # fmt: skip
@@ -92,14 +97,16 @@ class Runtime:
         """What the watch had found when it was counted last."""
         self._closed = False
 
-    def _mark(self, worker_id: str) -> Callable[[], object]:
-        place = self.places.take(lease_place(worker_id), 1)
+    def _mark(self, name: str) -> Callable[[], object]:
+        place = self.places.take(alive(name), 1)
         return place.release if place is not None else lambda: None
 
     def start(self) -> None:
         self.log.start()
         self.pump.start()
         self.sweeper.start()
+        if self.nodes is not None:
+            self.nodes.start()
         self.rechecks.start()
         atexit.register(self.close)
         logger.info("flaskchat: %s", self.database.describe())
@@ -135,6 +142,8 @@ class Runtime:
         self.pump.close(2.0)
         self._release()
         self.live.close()
+        if self.nodes is not None:
+            self.nodes.close()
         self.places.close()
         self.metrics.close()
         self.database.close()
@@ -147,9 +156,9 @@ class Runtime:
             logger.warning("the lease could not be given back; others will find it expired")
 
 
-def lease_place(worker_id: str) -> str:
-    """The key of the place that shows that a lease's worker is alive."""
-    return f"lease {worker_id}"
+def alive(name: str) -> str:
+    """The key of the place that shows that the process which holds this name is alive."""
+    return f"lease {name}"
 
 
 class Lazy:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "flaskchat_version"
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration. Compared with the database at start, so that Alembic is imported only when there is work."""
 
 SEARCH = "flaskchat_search"
@@ -142,6 +142,23 @@ journal = Table(
     Column("version", Integer, nullable=False),
     Column("data", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# A row for each process that holds streams, and for each key of which it holds some; see nodes.py. PostgreSQL's alone.
+holders = Table(
+    "flaskchat_holders",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("beats", Integer, nullable=False),
+)
+places = Table(
+    "flaskchat_places",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("holder", ForeignKey("flaskchat_holders.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, nullable=False),
+    Index("flaskchat_places_by_holder", "holder"),
 )
 
 # One row: the oldest migration whose code can work on these tables. Written by migrations alone.

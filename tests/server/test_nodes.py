@@ -97,7 +97,12 @@ def start(serve: Callable[..., Server], model: Running, tmp_path: Path) -> Itera
     with contextlib.ExitStack() as stack:
 
         def begin(**more: object) -> Nodes:
-            made = [serve(settings(model, TEST_HOST=host, **more), app=FAULTY, args=KEPT) for host in HOSTS]
+            made = []
+            for host in HOSTS:
+                own = tmp_path / f"tmp-{host}"  # two machines share no folder
+                own.mkdir()
+                values = settings(model, TEST_HOST=host, TMPDIR=own, **more)
+                made.append(serve(values, app=FAULTY, args=KEPT))
             return Nodes(*made, stack.enter_context(deployed_nginx(tmp_path, *(server.port for server in made))))
 
         yield begin
@@ -203,6 +208,33 @@ def test_a_limit_of_replies_at_once_counts_those_of_both_nodes(nodes: Nodes) -> 
     assert again.status == 200
     for stream in (*streams[1:], again):
         client.stop(stream.run_id)
+
+
+def test_a_limit_of_streams_counts_those_of_both_nodes_and_none_of_a_killed_one(start: Callable[..., Nodes]) -> None:
+    nodes = start(FLASKCHAT_MAX_STREAMS_PER_OWNER="3")
+    client = nodes.client(nodes.one)
+    client.json("/conversations")
+    elsewhere = nodes.client(nodes.other, client)
+    question = json.dumps({"tokens": 4000, "rate": 5})
+    streams = [client.send(question), elsewhere.send(question), client.send(question)]
+    assert [stream.status for stream in streams] == [200] * 3
+    for asker in (client, elsewhere):
+        refused = asker.send(question)
+        assert (refused.status, refused.json()["code"]) == (429, "too_many_streams")
+        refused.close()
+    streams[1].close()  # at the other; so one may be opened here
+    for _ in deadline(20, "the place of a stream that was closed at the other node"):
+        again = client.send(question)
+        if again.status == 200:
+            break
+        again.close()
+    for process in [*psutil.Process(nodes.one.process.pid).children(), psutil.Process(nodes.one.process.pid)]:
+        process.kill()
+    found = []
+    for _ in deadline(60, "the places of a node that was killed"):
+        found.append(elsewhere.send(question))
+        if [stream.status for stream in found[-3:]] == [200] * 3:
+            return
 
 
 def test_a_list_shows_what_is_being_written_at_the_other_node(nodes: Nodes) -> None:
