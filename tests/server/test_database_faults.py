@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from tests.backends import SQLITE
 from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
 from tests.server.checks import assert_whole, error_of, everything, rows, start_of, write_lock
@@ -255,7 +256,7 @@ def test_a_worker_that_starts_while_the_database_is_locked_waits_for_it_and_serv
         assert follow.status == 200
         assert follow.rest() == []
     for _ in deadline(30, "a worker to have made the tables, without a request"):
-        with contextlib.suppress(sqlite3.OperationalError):
+        with contextlib.suppress(sa.exc.OperationalError):
             if rows(server, "SELECT count(*) FROM flaskchat_version") == [(1,)]:
                 break
     assert client.send("3 0").rest()[-1].event == "done"
@@ -265,6 +266,8 @@ def test_a_worker_that_starts_while_the_database_is_locked_waits_for_it_and_serv
 
 class Folder:
     """What `write_lock` needs of a server that is not there yet."""
+
+    backend = SQLITE
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

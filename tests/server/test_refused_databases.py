@@ -173,6 +173,7 @@ def test_a_database_of_a_newer_version_is_refused_with_what_to_do(sound: Path, t
     shutil.copy(sound, path)
     with sqlite3.connect(path) as connection:
         connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+        connection.execute("UPDATE flaskchat_compatible SET oldest = '9999'")
     connection.close()
     database = open_database(f"sqlite:///{path}", timeout=5.0)
     with pytest.raises(ConfigurationError, match=r"FLASKCHAT_DATABASE_URL: .*newer flaskchat.*9999.*backup"):
