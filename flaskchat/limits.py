@@ -141,7 +141,7 @@ class Limits:
                 visitor, "address", visitor.address, self._per_address,
                 "As many streams as one address may have ({most}) are open from yours. Try again in a moment.",
             )
-        except TooMany:
+        except BaseException:  # too many; or a request whose time was over while it waited for the database
             visitor.release()
             raise
         visitor.entered = True

@@ -131,6 +131,11 @@ class Nodes:
             if not counted:
                 self._more(name, 1)
             self._write_later(name)
+        except BaseException:  # a request whose time was over; what it asked for has been done all the same
+            here.release()
+            if counted:
+                self.less(name)
+            raise
         if not free:
             here.release()
             return None

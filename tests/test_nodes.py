@@ -173,6 +173,27 @@ def test_without_the_database_each_machine_counts_and_tells_later(start: Callabl
     assert other.take(3) is None, "all three are known now"
 
 
+def test_a_request_that_is_given_up_while_it_waits_holds_no_place(start: Callable[[], Node]) -> None:
+    """Its greenlet is killed; the transaction is seen through (tasks.Offloader), and nobody has what it took."""
+    one, other = start(), start()
+    write = one.database.write
+
+    def killed(function: Callable[[sa.Connection], object]) -> None:
+        write(function)
+        raise SystemExit
+
+    one.database.write = killed  # type: ignore[method-assign,assignment]
+    with pytest.raises(SystemExit):
+        one.take(1)
+    one.database.write = write  # type: ignore[method-assign]
+    one.written()
+    other.taken(1).release()
+    other.written()
+    for _ in deadline(5, "the machine's own place"):
+        if one.take(1) is not None:
+            return
+
+
 def test_an_idle_process_leaves_nothing_behind(start: Callable[[], Node]) -> None:
     one = start()
     one.taken(1).release()
