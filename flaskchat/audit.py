@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -102,7 +103,7 @@ def inspect(database: Database, progress: Progress = lambda words: None) -> list
         wrong[words] += [str(one) for one in database.read(lambda c, s=select: list(c.execute(s).scalars()))]  # type: ignore[misc]
     after, seen = 0, 0
     while True:
-        found = database.read(lambda c, at=after: _look(c, at, wrong))  # type: ignore[misc]
+        found = database.read(partial(_look, after=after, wrong=wrong))
         if not found:
             break
         after, seen = found[-1], seen + len(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -68,7 +69,7 @@ def older_than(database: Database, days: float) -> int:
         if not ids:
             break
         some = sa.and_(conversations.c.id.in_(ids), conversations.c.updated_at < until, ~busy)
-        database.write(lambda c, some=some: _delete(c, some))  # type: ignore[misc]
+        database.write(partial(_delete, which=some))
         found += len(ids)
     if found:
         database.forget()

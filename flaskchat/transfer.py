@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -196,7 +197,7 @@ def _copy_table(source: Database, target: Database, table: sa.Table, progress: a
     while True:
         progress(f"copying {whole.what(table)}: {done} of {total}")
         after = msgspec.json.decode(before)
-        rows = source.read(lambda c, at=after: whole.batch(c, table, at))  # type: ignore[misc]
+        rows = source.read(partial(whole.batch, table=table, after=after))
         if not rows:
             return
         now = msgspec.json.encode(whole.key_of(table, rows[-1])).decode()

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
 import msgspec
 import sqlalchemy as sa
@@ -127,7 +128,7 @@ class Rows:
         names = {run_id.encode(): run_id for run_id in run_ids}
         at: int | None = first_row
         while at is not None and names:
-            at = self._database.write(lambda c, after=at: _forget(c, names, after))  # type: ignore[misc]
+            at = self._database.write(partial(_forget, names=names, after=at))
 
 
 def _past(c: Connection, run_ids: Collection[str]) -> dict[str, list[bytes]]:

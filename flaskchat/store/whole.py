@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -73,7 +74,7 @@ def batches(database: Database, table: sa.Table) -> Iterator[list[Row]]:
     """All rows, each batch in a transaction of its own."""
     after: Key | None = None
     while True:
-        rows = database.read(lambda c, at=after: batch(c, table, at))  # type: ignore[misc]
+        rows = database.read(partial(batch, table=table, after=after))
         if not rows:
             return
         yield rows
