@@ -13,11 +13,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.backends import READY, SQLITE, Backend, PostgresServer, RedisServer, Servers, opened
+from tests.lanes import Lanes, in_order
 from tests.programs import free_port
 from tests.server import badmodel
 from tests.server.client import Client
@@ -52,20 +54,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(wanted, values, indirect=True, ids=[value[0] for value in values])
 
 
-LONGEST_FIRST = (
-    "test_chaos", "test_proxies", "test_tabs", "test_rechecks", "test_deploys", "test_axe", "test_kill", "test_bench",
-    "test_openapi", "test_promises", "test_readers", "test_database_faults", "test_page", "test_broken_models",
-    "test_clients", "test_races", "test_clock", "test_watch", "test_markdown", "test_conversation", "test_queue",
-    "test_deploy", "test_nodes", "test_frozen", "test_http_source", "test_sidebar", "test_shell", "test_writes",
-    "test_outlet", "test_streaming", "test_frontend_unit", "test_slow_attacks", "test_faults", "test_wal", "test_demo",
-    "test_log_machine",
-)  # fmt: skip
-"""Files that take long, in the order in which `tests/run` hands them out: one begun last would be waited for alone."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # a stable sort: within a file nothing moves
+    in_order(items)
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist's, which need not take part
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes | None:
+    return Lanes(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,47 @@
+"""In which order, and side by side with what, `tests/run` hands out the files.
+
+A file is run by one process, of which there are four (`-n 4`). On two processors no more than three of them compute:
+the last one takes the files that mostly wait, for a lease that runs out, a proxy's patience, a server that stands
+still. When either kind is used up, whoever is free takes of the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
+
+WAITING = (
+    "test_chaos", "test_nodes", "test_redis", "test_deploys", "test_rechecks", "test_proxies", "test_frozen",
+    "test_deploy", "test_sweep", "test_redis_log", "test_store", "test_demo", "test_redis_places",
+)  # fmt: skip
+"""Files that take long and use a processor for less than half of it, the longest first."""
+
+COMPUTING = (
+    "test_tabs", "test_axe", "test_kill", "test_bench", "test_openapi", "test_promises", "test_readers",
+    "test_database_faults", "test_page", "test_broken_models", "test_clients", "test_races", "test_clock", "test_watch",
+    "test_markdown", "test_conversation", "test_queue", "test_http_source", "test_sidebar", "test_shell", "test_writes",
+    "test_outlet", "test_streaming", "test_frontend_unit", "test_slow_attacks", "test_faults", "test_wal",
+    "test_log_machine",
+)  # fmt: skip
+"""The others that take long, the longest first: one begun last would be waited for alone."""
+
+
+def in_order(items: list[pytest.Item]) -> None:
+    """Put the files that take long before the others; within a file nothing moves."""
+    rank = {name: number for number, name in enumerate((*WAITING, *COMPUTING))}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+class Lanes(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+    """xdist's `--dist loadfile`, but that the last process begins with other files than the rest."""
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        waits = node is self.nodes[-1]
+        for scope in self.workqueue:
+            if (PurePath(scope).stem in WAITING) is waits:
+                self.workqueue.move_to_end(scope, last=False)  # it takes the first one
+                break
+        super()._assign_work_unit(node)
