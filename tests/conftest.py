@@ -18,9 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
+from flaskchat.config import Settings
 from tests.backends import READY, SQLITE, Backend, PostgresServer, RedisServer, Servers, opened
 from tests.lanes import Lanes, in_order
 from tests.programs import free_port
+from tests.rooms import Rooms, where, worker_rooms
 from tests.server import badmodel
 from tests.server.client import Client
 
@@ -116,6 +118,21 @@ def backend(request: pytest.FixtureRequest, database_servers: Servers) -> Iterat
         yield found
 
 
+@pytest.fixture
+def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
+    """Makes the rooms of workers on the test's backend, in this process and without a server."""
+    settings = Settings()
+    if backend.redis is not None:
+        settings = Settings(redis_url=backend.redis.url, redis_prefix=backend.prefix)
+    with worker_rooms(where(backend, tmp_path), settings) as make:
+        yield make
+
+
+@pytest.fixture
+def two(make: Callable[[], Rooms]) -> tuple[Rooms, Rooms]:
+    return make(), make()
+
+
 class Server:
     """gunicorn with the test application, in a process group of its own."""
 
@@ -125,6 +142,8 @@ class Server:
     ) -> None:  # fmt: skip
         self.folder, self.backend = folder, backend
         self._clients: list[Client] = []
+        self._family: list[psutil.Process] | None = None
+        """Its workers, once it has been told to leave."""
         self.port = free_port()
         self.log_path = folder / f"server-{self.port}.log"
         environment = {
@@ -178,11 +197,18 @@ class Server:
                     found.append(child.pid)
         return found
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Tell it to leave. Whoever has several tells them all, and waits for each of them in `close`."""
         for client in self._clients:
             client.close()
-        children = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        here = self.process.poll() is None
+        self._family = psutil.Process(self.process.pid).children(recursive=True) if here else []
         self.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        if self._family is None:
+            self.leave()
+        children = self._family or []
         for _ in range(6):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(2)
@@ -227,6 +253,8 @@ def serve(tmp_path: Path, backend: Backend) -> Iterator[Callable[..., Server]]:
 
     yield start
     held = []
+    for server in servers:
+        server.leave()
     for server in servers:
         server.close()
         print(f"--- log of the server at {server.port}\n{server.log()}")

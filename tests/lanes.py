@@ -15,7 +15,7 @@ from xdist.workermanage import WorkerController
 
 WAITING = (
     "test_chaos", "test_nodes", "test_redis", "test_deploys", "test_rechecks", "test_proxies", "test_frozen",
-    "test_deploy", "test_sweep", "test_redis_log", "test_store", "test_demo", "test_redis_places",
+    "test_deploy", "test_sweep", "test_redis_log", "test_redis_away", "test_store", "test_demo", "test_redis_places",
 )  # fmt: skip
 """Files that take long and use a processor for less than half of it, the longest first."""
 

@@ -149,6 +149,17 @@ def worker_rooms(
             rooms.close()
 
 
+def look(rooms: Rooms) -> list[Any]:
+    """What others have appended since it looked last."""
+    found: list[Any] = rooms.journal.turn(None, [], [])
+    return found
+
+
+def rounds(rooms: Rooms, number: int) -> None:
+    for _ in range(number):
+        rooms.sweeper.round()
+
+
 def count(rooms: Rooms, table: Any) -> int:
     return int(rooms.rows(sa.select(sa.func.count()).select_from(table))[0][0])
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,21 +15,9 @@ from flaskchat.log.rows import CONTROL, VERSION, encode_row
 from flaskchat.models import Done
 from flaskchat.store.base import Fenced, Lease
 from flaskchat.store.schema import conversations, journal
-from tests.backends import Backend
-from tests.rooms import Rooms, ending_of, where, worker_rooms
+from tests.rooms import Rooms, ending_of, look
 
 EVERYWHERE = pytest.mark.backends("sqlite", "postgres")
-
-
-@pytest.fixture
-def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
-    with worker_rooms(where(backend, tmp_path)) as make:
-        yield make
-
-
-@pytest.fixture
-def two(make: Callable[[], Rooms]) -> tuple[Rooms, Rooms]:
-    return make(), make()
 
 
 class Statements:
@@ -57,10 +44,6 @@ def spy(rooms: Rooms) -> Statements:
     statements.error = rooms.database.module.OperationalError  # type: ignore[attr-defined]
     rooms.journal._raw = statements
     return statements
-
-
-def look(rooms: Rooms) -> list[Any]:
-    return rooms.journal.turn(None, [], [])
 
 
 def insert(rooms: Rooms, data: bytes, *, version: int = VERSION, worker_id: str = "w_other") -> None:

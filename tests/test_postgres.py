@@ -1,4 +1,4 @@
-"""PostgreSQL as store and log: what SQLite's one writer gave for free, and connections that fail."""
+"""PostgreSQL as store and log: what SQLite's one writer gave for free, and its start."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,21 @@ import sqlalchemy as sa
 
 from flaskchat import forget, sweep
 from flaskchat.errors import ConfigurationError, Unavailable
-from flaskchat.log.base import Append, LogUnavailable, Stop
+from flaskchat.log.base import Append, Stop
 from flaskchat.log.rows import VERSION, encode_row
 from flaskchat.models import Done
 from flaskchat.sse import encode
 from flaskchat.store import migrate
-from flaskchat.store.base import Command, Fenced
+from flaskchat.store.base import Command
 from flaskchat.store.kinds import open_database
 from flaskchat.store.postgres import PostgreSQL
 from flaskchat.store.schema import journal, metadata, runs
 from tests.backends import Backend, PostgresServer
 from tests.conftest import ROOT
-from tests.rooms import OWNER, Rooms, count, ending_of, where, worker_rooms
+from tests.rooms import OWNER, Rooms, count, ending_of, look, where
 from tests.server.client import deadline
 
 pytestmark = pytest.mark.backends("postgres")
-
-TERMINATE = "SELECT pg_terminate_backend(pg_backend_pid())"
-
-
-@pytest.fixture
-def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
-    with worker_rooms(where(backend, tmp_path)) as make:
-        yield make
-
-
-@pytest.fixture
-def two(make: Callable[[], Rooms]) -> tuple[Rooms, Rooms]:
-    return make(), make()
-
-
-def look(rooms: Rooms) -> list[Any]:
-    found: list[Any] = rooms.journal.turn(None, [], [])
-    return found
 
 
 def run_of(entries: list[Any]) -> list[str]:
@@ -246,140 +227,6 @@ def test_runs_that_end_while_their_conversations_are_deleted_fail_neither(two: t
         failures.append(deleting.end())
     assert failures == [None] * 6
     assert count(mine, runs) == 0
-
-
-# -- connections that fail -------------------------------------------------------------------------------------------
-
-
-def test_connections_that_were_cut_while_idle_fail_no_request(make: Callable[[], Rooms], backend: Backend) -> None:
-    rooms = make()
-    begun = rooms.begin()
-    rooms.append(begun, "a")
-    assert backend.postgres is not None
-    for number in range(5):
-        assert backend.postgres.terminate(backend.database) >= 2
-        assert rooms.begin(f"{number}").created
-        assert rooms.state(begun) == "running"
-    backend.postgres.terminate(backend.database)
-    with pytest.raises(LogUnavailable):  # the tick's own connection is not looked at first: it comes again by itself
-        rooms.append(begun, "b")
-    rooms.append(begun, "b")
-    assert [entry.seq for entry in rooms.journal.read(begun.run_id)] == [1, 3]
-
-
-def test_a_backend_that_dies_within_a_transaction_leaves_nothing_of_it_and_it_is_run_again(
-    make: Callable[[], Rooms]
-) -> None:
-    rooms = make()
-    rooms.begin()
-    before, tries = count(rooms, runs), []
-    register = rooms.holding.ensure
-
-    def dying(c: sa.Connection) -> Any:
-        lease = register(c)
-        tries.append(1)
-        if len(tries) == 1:
-            c.exec_driver_sql(TERMINATE)
-        return lease
-
-    rooms.holding.ensure = dying  # type: ignore[method-assign]
-    assert rooms.begin("again").created
-    assert len(tries) == 2
-    assert count(rooms, runs) == before + 1
-
-
-def test_a_server_that_was_restarted_is_used_again_without_anybody_s_doing(
-    make: Callable[[], Rooms], backend: Backend
-) -> None:
-    rooms = make()
-    begun = rooms.begin()
-    rooms.append(begun, "before")
-    assert backend.postgres is not None
-    backend.postgres.stop()
-    with pytest.raises(LogUnavailable):
-        rooms.append(begun, "meanwhile")
-    with pytest.raises(Unavailable):
-        rooms.begin()
-    backend.postgres.start()
-    rooms.append(begun, "meanwhile")
-    rooms.finish(begun, "beforemeanwhile")
-    assert rooms.begin().created
-    assert [frame.event for frame in rooms.frames(begun)] == ["start", "delta", "delta", "done"]
-
-
-def test_a_server_that_stands_still_is_given_up_within_seconds(make: Callable[[], Rooms], backend: Backend) -> None:
-    rooms = make()
-    begun = rooms.begin()
-    rooms.append(begun, "before")
-    assert backend.postgres is not None
-    backend.postgres.freeze()
-    try:
-        began = time.monotonic()
-        with pytest.raises(LogUnavailable):
-            rooms.append(begun, "meanwhile")
-        with pytest.raises(LogUnavailable):
-            rooms.append(begun, "meanwhile")
-        assert time.monotonic() - began < 20
-    finally:
-        backend.postgres.thaw()
-    rooms.append(begun, "meanwhile")
-    seen = [frame for entry in rooms.journal.read(begun.run_id) for frame in entry.frames]
-    assert len(set(seen)) == 3
-
-
-def test_an_ending_whose_answer_was_lost_is_taken_for_done_and_another_s_is_not(make: Callable[[], Rooms]) -> None:
-    rooms = make()
-    begun = rooms.begin()
-    rooms.append(begun, "Hello")
-    last = encode(3, Done())
-    ending = ending_of(begun, "Hello", [*rooms.live[begun.run_id], last])
-    append = Append(begun.run_id, 3, [last], True)
-    for _ in range(2):
-        rooms.journal.turn(rooms.holding.lease, [append], [ending])
-    assert rooms.text(begun) == "Hello"
-    ending.state = "error"
-    with pytest.raises(Fenced):
-        rooms.journal.turn(rooms.holding.lease, [append], [ending])
-
-
-KILLED = """
-from gevent import monkey; monkey.patch_all()
-import random, sys, gevent
-import sqlalchemy as sa
-from flaskchat.errors import Unavailable
-from flaskchat.store.kinds import open_database
-database = open_database(sys.argv[1], timeout=5.0)
-dice, wrong, right = random.Random(int(sys.argv[2])), [], 0
-def ask(number):
-    global right
-    call = database.read if number % 2 else database.write
-    try:
-        found = call(lambda c: c.execute(sa.text("SELECT pg_sleep(0.002), :n"), {"n": number}).one()[1])
-    except Unavailable:
-        return
-    if found != number:
-        wrong.append((number, found))
-    right += 1
-asked = [gevent.spawn_later(dice.random() * 0.5, ask, number) for number in range(400)]
-for one in asked:
-    if dice.random() < 0.5:
-        gevent.spawn_later(dice.random() * 0.8, one.kill, block=False)
-gevent.joinall(asked, timeout=60)
-ask(1000); ask(1001)
-assert not wrong, wrong
-assert right > 20, right
-database.close()
-print("right", right)
-"""
-
-
-def test_greenlets_that_are_killed_within_a_call_never_leave_an_answer_for_another(
-    backend: Backend, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", KILLED, where(backend, tmp_path), "7"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "right" in done.stdout
 
 
 # -- the start -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,8 @@
-"""The log in Redis: what it appends and refuses, who may append when a run is taken over, what a Redis that lost its
-data costs, and that nobody is given another's answer.
-"""
+"""The log in Redis: what it appends and refuses, who may append when a run is taken over, and how a run ends."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +10,18 @@ import pytest
 import sqlalchemy as sa
 
 from flaskchat import sse
-from flaskchat.config import Settings
-from flaskchat.errors import Unavailable
-from flaskchat.live import LiveRun
 from flaskchat.log import rows, streams
 from flaskchat.log.base import Append, Leave, LogUnavailable, Stop, clock
 from flaskchat.models import Delta, Done
-from flaskchat.store.base import Begun, Fenced
+from flaskchat.store.base import Fenced
 from flaskchat.store.schema import workers
-from tests.backends import RedisServer
-from tests.rooms import ROOT, Rooms, ending_of, worker_rooms
+from tests.redis_rooms import delta, events, key, redis, watch
+from tests.rooms import Rooms, ending_of, look, rounds
 from tests.server.client import deadline
 
+pytestmark = pytest.mark.backends("sqlite+redis")
+
 Make = Callable[[], Rooms]
-
-
-@pytest.fixture
-def prefix(redis_server: RedisServer) -> Iterator[str]:
-    with redis_server.prefix() as prefix:
-        yield prefix
-
-
-@pytest.fixture
-def make(tmp_path: Path, redis_server: RedisServer, prefix: str) -> Iterator[Make]:
-    settings = Settings(redis_url=redis_server.url, redis_prefix=prefix)
-    with worker_rooms(tmp_path / "chat.sqlite3", settings) as make:
-        yield make
-
-
-@pytest.fixture
-def two(make: Make) -> tuple[Rooms, Rooms]:
-    return make(), make()
-
-
-def key(rooms: Rooms, begun: Begun) -> bytes:
-    found: bytes = rooms.journal._keys.run(begun.run_id)
-    return found
-
-
-def redis(rooms: Rooms, *words: bytes | str) -> Any:
-    (reply,) = rooms.journal._beside.ask([word if isinstance(word, bytes) else word.encode() for word in words])
-    assert not isinstance(reply, Exception), reply
-    return reply
-
-
-def events(rooms: Rooms, begun: Begun) -> list[bytes]:
-    return streams.joined(rooms.journal.read(begun.run_id))
-
-
-class Bell:
-    def wake(self) -> None:
-        pass
-
-
-def watch(rooms: Rooms, begun: Begun) -> LiveRun:
-    """Another worker's run, as a reader brings it into memory."""
-    run = rooms.memory.loading(begun.run_id)
-    rooms.memory.loaded(run, rooms.journal.read(begun.run_id))
-    rooms.memory.watch(run, Bell())
-    return run
-
-
-def look(rooms: Rooms) -> list[Any]:
-    found: list[Any] = rooms.journal.turn(None, [], [])
-    return found
-
-
-def delta(rooms: Rooms, begun: Begun, text: str) -> Append:
-    seq = len(rooms.live[begun.run_id]) + 1
-    return Append(begun.run_id, seq, [sse.encode(seq, Delta(text))])
-
-
-def rounds(rooms: Rooms, number: int) -> None:
-    for _ in range(number):
-        rooms.sweeper.round()
 
 
 # -- appending and following -------------------------------------------------------------------------------------------
@@ -318,28 +252,6 @@ def test_a_stale_owner_ends_nothing(two: tuple[Rooms, Rooms]) -> None:
     assert stale.state(begun) == "running"
 
 
-def test_a_run_ends_though_redis_is_away_and_its_readers_elsewhere_get_the_end_from_the_store(
-    two: tuple[Rooms, Rooms], redis_server: RedisServer
-) -> None:
-    mine, other = two
-    begun = other.begin()
-    other.append(begun, "Hello")
-    mine.journal.follow()
-    run = watch(mine, begun)
-    redis_server.stop()
-    last = sse.encode(3, Done())
-    ending = ending_of(begun, "Hello", [*other.live[begun.run_id], last])
-    with pytest.raises(LogUnavailable) as refused:
-        other.journal.turn(other.holding.lease, [Append(begun.run_id, 3, [last], True)], [ending])
-    assert set(refused.value.finished) == {begun.run_id}
-    mine.journal.prune()
-    mine.journal.prune()
-    for entry in mine.journal._tail.taken():
-        mine.memory.apply(entry)
-    assert run.ended
-    assert run.joined == ending.frames
-
-
 def test_a_run_of_others_that_nobody_watches_any_more_is_let_go_of(two: tuple[Rooms, Rooms]) -> None:
     mine, other = two
     begun = other.begin()
@@ -354,189 +266,3 @@ def test_a_run_of_others_that_nobody_watches_any_more_is_let_go_of(two: tuple[Ro
         mine.journal.prune()
     assert mine.memory.get(begun.run_id) is None
     assert run.closed
-
-
-def test_a_deleted_run_leaves_nothing_in_redis_also_when_it_was_away_meanwhile(
-    make: Make, redis_server: RedisServer
-) -> None:
-    rooms = make()
-    first, second = rooms.begin(), rooms.begin()
-    for begun in (first, second):
-        rooms.run(begun, "Hello")
-    rooms.journal.forget([first.run_id], 0)
-    assert redis(rooms, "EXISTS", key(rooms, first)) == 0
-    redis_server.freeze()
-    rooms.journal.forget([second.run_id], 0)
-    redis_server.thaw()
-    assert not rooms.journal.empty()
-    for _ in deadline(20, "it to be deleted"):
-        rooms.journal.prune()
-        if rooms.journal.empty():
-            break
-    assert redis(rooms, "EXISTS", key(rooms, second)) == 0
-
-
-# -- a Redis that lost its data ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lost", ["all", "all, and the connection", "the tail, and the connection"])
-def test_the_owner_writes_again_what_redis_has_lost_byte_for_byte(make: Make, lost: str) -> None:
-    """A server does not lose its last seconds without its connections."""
-    rooms = make()
-    begun, quiet = rooms.begin(), rooms.begin()
-    for run in (begun, quiet):
-        rooms.append(run, "a")
-        rooms.append(run, "b", "ü€😀")
-    for run in (begun, quiet):
-        redis(rooms, "DEL", key(rooms, run))
-        if "tail" in lost:
-            first = Append(run.run_id, 1, rooms.live[run.run_id][:2])
-            rooms.journal._beside.ask(streams.append(key(rooms, run), first))
-    if "connection" in lost:
-        rooms.journal._link.close()
-    rooms.append(begun, "c")
-    assert events(rooms, begun) == rooms.live[begun.run_id]
-    rooms.journal.prune()
-    rooms.journal.turn(rooms.holding.lease, [], [])
-    assert events(rooms, quiet) == rooms.live[quiet.run_id]
-    assert 0 < redis(rooms, "TTL", key(rooms, quiet)) <= streams.LIVE_SECONDS
-
-
-def test_a_reader_that_was_ahead_of_what_redis_kept_goes_on_where_it_was(two: tuple[Rooms, Rooms]) -> None:
-    mine, other = two
-    begun = other.begin()
-    other.append(begun, "a", "b")
-    mine.journal.follow()
-    run = watch(mine, begun)
-    redis(other, "FLUSHALL")
-    other.append(begun, "c")
-    for _ in deadline(20, "the event after"):
-        for entry in look(mine):
-            mine.memory.apply(entry)
-        if run.last_seq == 4:
-            break
-    assert run.frames == other.live[begun.run_id]
-
-
-def test_nobody_writes_a_stream_anew_who_has_lost_the_lease(two: tuple[Rooms, Rooms]) -> None:
-    """The seal went with the data."""
-    stale, other = two
-    begun = stale.begin()
-    stale.append(begun, "Hello")
-    lease, late = stale.holding.lease, delta(stale, begun, "late")
-    rounds(other, 6)
-    redis(other, "FLUSHALL")
-    with pytest.raises(Fenced):
-        stale.journal.turn(lease, [late], [])
-    assert redis(other, "EXISTS", key(other, begun)) == 0
-
-
-def test_what_redis_and_the_owner_lost_together_is_not_waited_for(two: tuple[Rooms, Rooms]) -> None:
-    lost, other = two
-    begun = lost.begin()
-    lost.append(begun, "a", "b")
-    other.journal.follow()
-    run = watch(other, begun)
-    redis(other, "DEL", key(other, begun))
-    rounds(other, 8)
-    for entry in look(other):
-        other.memory.apply(entry)
-    assert other.state(begun) == "interrupted"
-    assert run.closed, "its readers come back, and are told with a reset"
-
-
-# -- a Redis that is away ----------------------------------------------------------------------------------------------
-
-
-def test_a_redis_that_does_not_answer_is_refused_in_time_and_used_again_when_it_does(
-    make: Make, redis_server: RedisServer
-) -> None:
-    rooms = make()
-    begun = rooms.begin()
-    rooms.append(begun, "a")
-    entry = delta(rooms, begun, "b")
-    redis_server.freeze()
-    for call in (
-        lambda: rooms.journal.turn(rooms.holding.lease, [entry], []), lambda: rooms.journal.ready(),
-        lambda: rooms.journal.read(begun.run_id),
-    ):  # fmt: skip
-        with pytest.raises(LogUnavailable):
-            call()
-    with pytest.raises(Unavailable):
-        rooms.journal.announce(Stop(begun.run_id, 1.0))
-    redis_server.thaw()
-    for _ in deadline(20, "Redis to be used again"):
-        try:
-            rooms.journal.turn(rooms.holding.lease, [entry], [])
-            rooms.journal.ready()
-            break
-        except LogUnavailable:
-            pass
-    assert events(rooms, begun) == [*rooms.live[begun.run_id], *entry.frames]
-
-
-def test_a_redis_without_memory_refuses_and_nothing_is_lost(make: Make) -> None:
-    rooms = make()
-    begun = rooms.begin()
-    rooms.append(begun, "a")
-    entry = delta(rooms, begun, "b")
-    redis(rooms, "CONFIG", "SET", "maxmemory", "1")
-    try:
-        with pytest.raises(LogUnavailable, match="maxmemory"):
-            rooms.journal.turn(rooms.holding.lease, [entry], [])
-    finally:
-        redis(rooms, "CONFIG", "SET", "maxmemory", "0")
-    rooms.journal.turn(rooms.holding.lease, [entry], [])
-    assert events(rooms, begun)[-1] == entry.frames[0]
-
-
-KILLED = """
-from gevent import monkey
-monkey.patch_all()
-import random, sys, gevent
-from flaskchat.config import Settings
-from flaskchat.errors import FlaskChatError
-from flaskchat.live import Live
-from flaskchat.log.open import open_log
-from flaskchat.store.kinds import open_database
-url, prefix, path, seed = sys.argv[1:]
-chance = random.Random(int(seed))
-database = open_database(f"sqlite:///{path}", timeout=1.0)
-log = open_log(Settings(redis_url=url, redis_prefix=prefix), database, Live(1 << 20))
-answered = wrong = 0
-
-def ask(number):
-    global answered, wrong
-    for n in range(20):
-        canary = b"%d-%d" % (number, n) * chance.randrange(1, 200)
-        try:
-            if number % 2:
-                (reply,) = log._ask([b"ECHO", canary])
-            else:
-                (reply,) = log.calls.call(log._link.ask, [b"ECHO", canary])
-        except FlaskChatError:
-            gevent.sleep(0.05)
-            continue
-        answered += 1
-        wrong += reply != canary
-        gevent.sleep(0)
-
-for _ in range(10):
-    asking = [gevent.spawn(ask, number) for number in range(20)]
-    while not all(one.dead for one in asking):
-        gevent.sleep(chance.uniform(0, 0.002))
-        chance.choice(asking).kill(block=False)
-print(answered, wrong)
-"""
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_no_greenlet_that_is_killed_leaves_its_answer_to_the_next(
-    redis_server: RedisServer, prefix: str, tmp_path: Path, seed: int
-) -> None:
-    command = [sys.executable, "-c", KILLED, redis_server.url, prefix, str(tmp_path / "chat.sqlite3"), str(seed)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    answered, wrong = map(int, done.stdout.split())
-    assert answered > 100
-    assert wrong == 0

@@ -19,9 +19,9 @@ from flaskchat.log.link import Link, pack, where
 from flaskchat.log.server import Server, complaints
 from tests.backends import RedisServer
 from tests.programs import free_port
+from tests.redis_rooms import events
 from tests.rooms import ROOT, Rooms, worker_rooms
 from tests.server.client import deadline
-from tests.test_redis_log import events
 
 
 class Node(RedisServer):

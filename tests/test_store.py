@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,9 @@ from flaskchat.errors import Conflict, Invalid, NotFound, Unavailable
 from flaskchat.models import Turn
 from flaskchat.store.base import Begun, Command
 from flaskchat.store.schema import conversations, messages, runs
-from tests.backends import Backend
-from tests.rooms import OWNER, TABLES, Rooms, count, where, worker_rooms
+from tests.rooms import OWNER, TABLES, Rooms, count
 
 pytestmark = pytest.mark.backends("sqlite", "postgres")
-
-
-@pytest.fixture
-def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
-    with worker_rooms(where(backend, tmp_path)) as make:
-        yield make
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
@@ -17,27 +16,10 @@ from flaskchat.log.base import Append
 from flaskchat.models import Delta
 from flaskchat.store.base import Fenced
 from flaskchat.store.schema import journal, workers
-from tests.backends import Backend
-from tests.rooms import Rooms, where, worker_rooms
+from tests.rooms import Rooms, rounds
 from tests.server.client import seqs, text
 
 pytestmark = pytest.mark.backends("sqlite", "postgres")
-
-
-@pytest.fixture
-def make(backend: Backend, tmp_path: Path) -> Iterator[Callable[[], Rooms]]:
-    with worker_rooms(where(backend, tmp_path)) as make:
-        yield make
-
-
-@pytest.fixture
-def two(make: Callable[[], Rooms]) -> tuple[Rooms, Rooms]:
-    return make(), make()
-
-
-def rounds(rooms: Rooms, number: int) -> None:
-    for _ in range(number):
-        rooms.sweeper.round()
 
 
 def count_out(rooms: Rooms) -> None:
