@@ -47,24 +47,6 @@ class Ready(Protocol):
         """Its descriptor is ready: the client hung up (`gone`), or can be sent more."""
 
 
-class Look:
-    """Somebody waits until the log has been read once more, or could not be."""
-
-    __slots__ = ("_waiter", "came")
-
-    def __init__(self) -> None:
-        self._waiter = tasks.waiter()
-        self.came = False
-        """Whether it could be read."""
-
-    def wait(self) -> None:
-        self._waiter.wait()
-
-    def answer(self, came: bool) -> None:
-        self.came = came
-        self._waiter.wake()
-
-
 class Pump:
     """One per worker."""
 
@@ -104,7 +86,7 @@ class Pump:
         self._moving = False
         """Whether the last tick brought something: then the next one looks without waiting for a socket first."""
         self._needed_at = 0.0
-        self._looks: deque[Look] = deque()
+        self._looks: deque[tasks.Answer] = deque()
         self._task: tasks.Task | None = None
         self._closing = False
 
@@ -150,12 +132,12 @@ class Pump:
         :returns: False when the log cannot be read at the moment: nobody waits for it here.
         """
         self._needed_at = time.monotonic()
-        look = Look()
+        look = tasks.Answer()
         self._looks.append(look)
         self.poller.ring()
         if not self._closing:
-            look.wait()
-        return look.came
+            return look.wait()
+        return False
 
     def attend(self, run: LiveRun, bell: Bell) -> None:
         """Ring `bell` whenever the run moves; another worker's run is looked for in the log from now on."""
@@ -220,7 +202,7 @@ class Pump:
         finally:
             self._closing = True
             for look in self._looks:
-                look.answer(False)
+                look.give(False)
 
     def _patience(self) -> float:
         """Seconds that may be waited for a socket or the bell."""
@@ -250,7 +232,7 @@ class Pump:
         finally:
             self.readable = came
             for look in looks:
-                look.answer(came)
+                look.give(came)
         if refused is None:
             if self.unavailable_since is not None:
                 logger.warning("the log can be used again after %.1f s", now - self.unavailable_since)
@@ -337,6 +319,9 @@ class Pump:
             if number % TURNS == 0:
                 tasks.sleep(0)
         self._take_in()
+        while came and self.log.behind:
+            came = self.log.calls.call(self._read_on)
+            self._take_in()
         return refused, came
 
     def _keep(self, moved: list[tuple[Feed, list[bytes], bool]]) -> None:
@@ -369,14 +354,19 @@ class Pump:
             self._news.extend(self.log.turn(lease, entries, endings))
         except LogUnavailable as error:
             refused = error
-        if refused is not None or (looked_for and (entries or self.log.tells)):
-            # A turn that appends must not fail over what it reads, so it does not say either whether it could read;
-            # and one of a log that tells has not looked.
-            try:
-                self._news.extend(self.log.turn(None, [], []))
-            except LogUnavailable:
-                return refused, False
+        # A turn that appends must not fail over what it reads, so it does not say either whether it could read; and one
+        # of a log that tells has not looked.
+        if (refused is not None or (looked_for and (entries or self.log.tells))) and not self._read_on():
+            return refused, False
         return refused, self._following or not follow
+
+    def _read_on(self) -> bool:
+        """:returns: whether it could be read."""
+        try:
+            self._news.extend(self.log.turn(None, [], []))
+        except LogUnavailable:
+            return False
+        return True
 
     def _publish(self, feed: Feed, frames: list[bytes], ended: bool) -> None:
         feed.backlog = sum(map(len, feed.pending))

@@ -73,6 +73,7 @@ class Decoder:
         "_max_line",
         "_size",
         "_started",
+        "_within",
         "failed",
         "heartbeats",
         "retry",
@@ -87,6 +88,8 @@ class Decoder:
         self._max_line = max_line
         self._started = False
         self._after_cr = False
+        self._within = False
+        """Whether what came ended within a frame, or before it was clear that it did not."""
         self.failed = False
         """Whether the next call raises LineTooLong."""
         self.heartbeats = 0
@@ -94,6 +97,12 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Frame]:
         """:raises LineTooLong: a line, or the data of one frame, exceeds `max_line` bytes."""
+        try:
+            return self._feed(data)
+        finally:
+            self._within = bool(self._buffer or self._data or self._event or self._after_cr or self.failed)
+
+    def _feed(self, data: bytes) -> list[Frame]:
         if self.failed:
             raise LineTooLong(f"a line or a frame of more than {self._max_line} bytes")
         if self._after_cr and data:
@@ -138,7 +147,7 @@ class Decoder:
             self.failed = True
             self._buffer, self._data = b"", []
             if not frames:
-                return self.feed(b"")
+                return self._feed(b"")
         return frames
 
     def plain(self, data: bytes) -> list[bytes] | None:
@@ -147,19 +156,16 @@ class Decoder:
         What models send is nearly always so, and this costs about half of `feed`, which takes the rest.
         """
         if (
-            self._buffer
-            or self._data
-            or self._event
-            or self._after_cr
-            or self.failed
-            or not data.startswith(b"data: ")
-            or not data.endswith(b"\n\n")
+            self._within
+            or data[:6] != b"data: "
+            or data[-2:] != b"\n\n"
             or len(data) > self._max_line
             or b"\r" in data
-        ):
+        ):  # fmt: skip
             return None
-        bodies = data[6:-2].split(b"\n\ndata: ")
-        if data.count(b"\n") != 2 * len(bodies):
+        lines = data.count(b"\n")
+        bodies = [data[6:-2]] if lines == 2 else data[6:-2].split(b"\n\ndata: ")
+        if lines != 2 * len(bodies):
             return None
         self._started = True
         return bodies

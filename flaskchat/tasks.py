@@ -275,3 +275,22 @@ class _GreenletWaiter:
 
 def waiter() -> Waiter:
     return _GreenletWaiter() if cooperative() else _ThreadWaiter()
+
+
+class Answer:
+    """One that waits for a yes or no of another task."""
+
+    __slots__ = ("_given", "_waiter")
+
+    def __init__(self) -> None:
+        self._waiter = waiter()
+        self._given = False
+
+    def wait(self) -> bool:
+        """As it was given, also when that was before."""
+        self._waiter.wait()
+        return self._given
+
+    def give(self, answer: bool) -> None:
+        self._given = answer
+        self._waiter.wake()

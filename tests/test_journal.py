@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from flaskchat import sse
 from flaskchat.log.base import Append, LogUnavailable, Stop
-from flaskchat.log.rows import CONTROL, VERSION, encode_row
+from flaskchat.log.rows import CONTROL, NEWS_ROWS, VERSION, encode_row
 from flaskchat.models import Done
 from flaskchat.store.base import Fenced, Lease
 from flaskchat.store.schema import conversations, journal
@@ -86,6 +86,34 @@ def test_a_follower_gets_what_others_append_once_and_nothing_of_its_own(two: tup
     (found,) = mine.journal.turn(lease, [frame], [])
     assert (found.run_id, found.seq) == (theirs.run_id, 3)
     assert look(mine) == []
+
+
+@EVERYWHERE
+def test_a_long_log_is_read_piece_by_piece(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    theirs = other.begin()
+    for _ in range(NEWS_ROWS + 7):
+        other.append(theirs, "word")
+    pieces = [mine.journal.follow()]
+    assert mine.journal.behind
+    while mine.journal.behind:
+        pieces.append(mine.journal.turn(mine.holding.lease, [], []))
+    assert len(pieces) == 2
+    assert [entry.seq for piece in pieces for entry in piece] == [1, *range(3, NEWS_ROWS + 9)]
+    assert look(mine) == []
+
+
+@EVERYWHERE
+def test_what_is_read_of_one_run_is_not_all_that_its_log_holds(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    before, theirs = other.begin(), other.begin()
+    other.append(before, "before")
+    mine.append(mine.begin(), "mine")
+    run = other.begin()
+    other.append(run, "word")
+    other.append(theirs, "after")
+    assert [entry.run_id for entry in mine.journal.read(run.run_id)] == [run.run_id]
+    assert mine.journal.read("run_none") == []
 
 
 def test_looking_asks_for_rows_only_when_somebody_else_has_committed(two: tuple[Rooms, Rooms]) -> None:

@@ -37,6 +37,8 @@ class Memory:
         """Nothing can be appended; what there is can be read."""
         self.unreadable = False
         self.others: list[Entry] = []
+        self.at_once = 1000
+        """How many of them a turn returns."""
         self.before: list[Entry] = []
 
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
@@ -52,8 +54,12 @@ class Memory:
             self.endings += endings
             if self.unreadable:
                 return []
-        others, self.others = self.others, []
+        others, self.others = self.others[: self.at_once], self.others[self.at_once :]
         return others
+
+    @property
+    def behind(self) -> bool:
+        return bool(self.others)
 
     def follow(self) -> list[Entry]:
         return self.before

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flaskchat.log.base import Append
+from flaskchat.log.base import Append, Entry
 from flaskchat.models import Delta, Done
 from tests.test_pump import Bench
 
@@ -57,6 +57,35 @@ def test_others_events_are_taken_in_while_nothing_can_be_appended(bench: Bench) 
     bench.tick()
     assert bench.pump.unavailable_since is None
     assert bench.log.text("run_a") == "Hello"
+
+
+def test_a_refresh_takes_in_all_there_is_however_little_the_log_gives_at_once(bench: Bench) -> None:
+    bench.log.others = [Append("run_x", seq, [b"a"]) for seq in range(1, 51)]
+    bench.log.at_once = 3
+    assert refreshed(bench) is True
+    run = bench.live.get("run_x")
+    assert run is not None
+    assert run.last_seq == 50
+
+
+def test_a_log_that_fails_half_way_is_said_not_to_have_been_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.log.others = [Append("run_x", seq, [b"a"]) for seq in range(1, 51)]
+    bench.log.at_once = 3
+    turn, calls = bench.log.turn, []
+
+    def failing(*what: object) -> list[Entry]:
+        calls.append(what)
+        bench.log.unavailable = len(calls) == 5
+        return turn(*what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.log, "turn", failing)
+    assert refreshed(bench) is False
+    assert refreshed(bench) is True
+    run = bench.live.get("run_x")
+    assert run is not None
+    assert run.last_seq == 50
 
 
 def test_what_was_appended_is_not_appended_again_because_others_events_could_not_be_read(bench: Bench) -> None:

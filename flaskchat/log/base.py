@@ -91,6 +91,8 @@ class Log(Protocol):
     """Whether `on_news` is called for all that others append. Otherwise somebody who waits looks again each tick."""
     on_news: Callable[[], None]
     """Called when others may have appended something; from whatever thread."""
+    behind: bool
+    """Whether the last `follow` or `turn` returned only the first of what others have appended: there is more."""
 
     def start(self) -> None:
         """Begin what it does beside the pump's calls, such as to listen for news; called from a task, once."""
@@ -100,7 +102,7 @@ class Log(Protocol):
 
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         """Append what one tick brought and, for runs that ended, finish them in the store: all of it or nothing. Then
-        return what others have appended since the last turn.
+        return what others have appended since the last turn, or, where that is much, the first of it (`behind`).
 
         :param lease: under which `entries` are appended. None, without entries: somebody waits for what others have
             appended, so it is looked for also by a log that tells.
@@ -110,8 +112,8 @@ class Log(Protocol):
         """
 
     def follow(self) -> list[Entry]:
-        """What is in the log, oldest first; `turn` goes on from there. A log that is asked run by run has only what is
-        for everybody here, and follows the others' runs that are in memory.
+        """What is in the log, oldest first, as much at once as `turn` returns, which goes on from there. A log that is
+        asked run by run has only what is for everybody here, and follows the others' runs that are in memory.
 
         :raises LogUnavailable: call again.
         """

@@ -25,7 +25,7 @@ from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.sqlite import SQLite
 from .base import Append, Entry, LogUnavailable
-from .rows import VERSION, Rows, decode_row, encode_row, pick
+from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
 
 T = TypeVar("T")
 
@@ -37,7 +37,13 @@ SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM flaskchat_workers WHERE id = ? AND ep
 """
 _NEWER = """
 SELECT id, version, CASE worker_id WHEN ? THEN NULL ELSE data END FROM flaskchat_journal WHERE id > ? ORDER BY id
+LIMIT ?
 """  # our own rows are not brought back from the file
+_RUN = """
+SELECT version, data FROM flaskchat_journal
+WHERE id > coalesce((SELECT first_row FROM flaskchat_runs WHERE id = ?), 0)
+AND worker_id IN (?, (SELECT worker_id FROM flaskchat_runs WHERE id = ?)) ORDER BY id
+"""
 
 
 class Journal(Rows):
@@ -49,6 +55,7 @@ class Journal(Rows):
         super().__init__(database)
         self._file = database
         self.on_news: Callable[[], None] = lambda: None
+        self.behind = False
         self._connection: Connection | None = None
         self._raw: Any = None
         self._cursor = 0
@@ -113,8 +120,9 @@ class Journal(Rows):
         (version,) = raw.execute("PRAGMA data_version").fetchone()
         if version == self._seen_version:
             return []
-        rows = raw.execute(_NEWER, (self._worker_id, self._cursor)).fetchall()
-        self._seen_version = version
+        rows = raw.execute(_NEWER, (self._worker_id, self._cursor, NEWS_ROWS)).fetchall()
+        self.behind = len(rows) == NEWS_ROWS
+        self._seen_version = -1 if self.behind else version
         return self._entries(rows)
 
     def _entries(self, rows: list[tuple[int, int, bytes | None]]) -> list[Entry]:
@@ -130,16 +138,15 @@ class Journal(Rows):
 
     def _follow(self) -> list[Entry]:
         raw = self._open()
-        (self._seen_version,) = raw.execute("PRAGMA data_version").fetchone()
-        self._cursor, self._following = 0, True
-        return self._entries(raw.execute(_NEWER, (self._worker_id, 0)).fetchall())
+        self._cursor, self._seen_version, self._following = 0, -1, True
+        return self._news(raw)
 
     def unfollow(self) -> None:
-        self._following = False
+        self._following = self.behind = False
 
     def read(self, run_id: str) -> list[Append]:
-        rows = self._guard(lambda: self._open().execute(_NEWER, ("", 0)).fetchall())
-        return pick(run_id, [(version, data) for _, version, data in rows])
+        # The rows are looked through as they come: together they may be many times what this run has got.
+        return self._guard(lambda: pick(run_id, self._open().execute(_RUN, (run_id, CONTROL, run_id))))
 
     def close(self) -> None:
         if self._connection is not None:

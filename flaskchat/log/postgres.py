@@ -43,7 +43,7 @@ from ..store.base import Ending, Fenced, Lease
 from ..store.engine import said
 from ..store.postgres import Postgres, PostgreSQL, executor
 from .base import Append, Entry, LogUnavailable
-from .rows import CONTROL, VERSION, Rows, decode_row, encode_row, pick
+from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
 
 logger = logging.getLogger("flaskchat")
 
@@ -66,6 +66,7 @@ SELECT %s::text, %s::int, %s::bytea FROM flaskchat_workers WHERE id = %s AND epo
 """
 _ROWS = """
 SELECT id, version, CASE worker_id WHEN %s THEN NULL ELSE data END FROM flaskchat_journal WHERE {} ORDER BY id
+LIMIT %s
 """  # our own rows are not brought back
 _NEWER = _ROWS.format("id > %s").encode()
 _NEWER_AND_HOLES = _ROWS.format("id > %s OR id = ANY(%s::bigint[])").encode()
@@ -83,7 +84,7 @@ class PostgresLog(Rows):
     def __init__(self, database: PostgreSQL) -> None:
         super().__init__(database)
         self.on_news: Callable[[], None] = lambda: None
-        self.tells = False
+        self.tells = self.behind = False
         self._server = database
         self._raw: Postgres | None = None
         self._cursor = 0
@@ -232,12 +233,14 @@ class PostgresLog(Rows):
         cursor = raw.cursor(binary=True)
         try:
             if self._holes:
-                rows = cursor.execute(_NEWER_AND_HOLES, (self._worker_id, self._cursor, list(self._holes))).fetchall()
+                asked = (self._worker_id, self._cursor, list(self._holes), NEWS_ROWS)
+                rows = cursor.execute(_NEWER_AND_HOLES, asked).fetchall()
             else:
-                rows = cursor.execute(_NEWER, (self._worker_id, self._cursor)).fetchall()
+                rows = cursor.execute(_NEWER, (self._worker_id, self._cursor, NEWS_ROWS)).fetchall()
         except BaseException:
             self._told = True
             raise
+        self.behind = self._told = len(rows) == NEWS_ROWS
         self._looked_at = now
         return self._entries(rows)
 

@@ -57,6 +57,7 @@ class RedisLog:
         """:param memory: the live runs of this worker."""
         self.calls: tasks.Caller = tasks.Errands()
         self.on_news: Callable[[], None] = lambda: None
+        self.behind = False
         self._database = database
         self._memory = memory
         self._keys = streams.Keys(prefix)

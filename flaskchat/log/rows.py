@@ -32,6 +32,9 @@ KEEP = 30.0
 """Seconds that a row stays at least, for followers that were held up."""
 PRUNE_ROWS = 2000
 """Rows that are removed in one transaction."""
+NEWS_ROWS = 100
+"""Rows of others that are taken in at once: a journal holds minutes, and all of it would stay in the process's memory.
+"""
 FORGET_ROWS = 500
 """Rows that are looked through in one transaction."""
 
