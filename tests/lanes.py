@@ -14,17 +14,18 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 WAITING = (
-    "test_chaos", "test_nodes", "test_redis", "test_deploys", "test_rechecks", "test_proxies", "test_frozen",
-    "test_deploy", "test_sweep", "test_redis_log", "test_redis_away", "test_store", "test_demo", "test_redis_places",
+    "test_nodes", "test_chaos", "test_clients", "test_rechecks", "test_proxies", "test_redis", "test_frozen",
+    "test_clock", "test_redis_log", "test_redis_away", "test_redis_places", "test_demo",
 )  # fmt: skip
-"""Files that take long and use a processor for less than half of it, the longest first."""
+"""Files that take long and leave the processors idle for most of it, the longest first."""
 
 COMPUTING = (
-    "test_tabs", "test_axe", "test_kill", "test_bench", "test_openapi", "test_promises", "test_readers",
-    "test_database_faults", "test_page", "test_broken_models", "test_clients", "test_races", "test_clock", "test_watch",
-    "test_markdown", "test_conversation", "test_queue", "test_http_source", "test_sidebar", "test_shell", "test_writes",
-    "test_outlet", "test_streaming", "test_frontend_unit", "test_slow_attacks", "test_faults", "test_wal",
-    "test_log_machine",
+    "test_promises", "test_tabs", "test_deploys", "test_readers", "test_axe", "test_page", "test_bench",
+    "test_database_faults", "test_races", "test_broken_models", "test_kill", "test_queue", "test_markdown",
+    "test_deploy", "test_conversation", "test_openapi", "test_sidebar", "test_watch", "test_shell", "test_host",
+    "test_frontend_unit", "test_log_machine", "test_sweep", "test_slow_attacks", "test_outlet", "test_streaming",
+    "test_limits", "test_writes", "test_faults", "test_wal", "test_postgres", "test_hardening_requests",
+    "test_transfer", "test_http_source", "test_store", "test_types", "test_wire",
 )  # fmt: skip
 """The others that take long, the longest first: one begun last would be waited for alone."""
 
