@@ -94,8 +94,7 @@ class Places:
             for number in range(FILES):
                 self._files.append(os.open(folder / f"{number:x}", os.O_RDWR | os.O_CREAT, 0o600))
             self._try_out()
-            at = folder.stat()
-            self.host += f" {clock()} {at.st_dev:x}:{at.st_ino:x}"
+            self.host += f" {clock()} {self._names_files()}"
         except OSError as error:
             logger.warning("files in %s cannot be locked (%s): each worker counts by itself", folder, error)
             self.close()
@@ -106,6 +105,16 @@ class Places:
         except OSError:
             self._open_file_locks = False
             self._set(self._files[0], fcntl.F_RDLCK, STRETCH << 41, False)
+
+    def _names_files(self) -> str:
+        """Names these very files. Not their folder: where somebody has cleared it away meanwhile, as is done with what is
+        old in /tmp, the processes from before hold locks on files that are seen no more, and must not be taken for dead.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for file in self._files:
+            at = os.fstat(file)
+            digest.update(b"%x:%x " % (at.st_dev, at.st_ino))
+        return digest.hexdigest()
 
     def take(self, key: str, most: int) -> Place | None:
         """A place of the key's, if fewer than `most` are held on this host; None otherwise."""

@@ -162,6 +162,19 @@ def test_of_those_in_another_folder_nothing_is_known(tmp_path: Path, worker: Cal
     assert one.host == worker().host
 
 
+@pytest.mark.parametrize("kept", [0, FILES - 1], ids=["all of them", "one of them"])
+def test_a_process_whose_files_were_cleared_away_is_not_taken_for_dead(
+    tmp_path: Path, worker: Callable[[], Places], kept: int
+) -> None:
+    before = worker()
+    take(before, "ada", 1)
+    for file in sorted((tmp_path / "places").iterdir())[kept:]:
+        file.unlink()
+    after = worker()
+    assert not after.gone(before.host, "ada")
+    assert after.host == worker().host
+
+
 def test_files_and_folder_are_their_owner_s_alone(worker: Callable[[], Places], tmp_path: Path) -> None:
     worker()
     folder = tmp_path / "places"
