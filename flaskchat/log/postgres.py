@@ -20,7 +20,9 @@ Deliberate choices; do not change one without reading why:
     first of the run, once nothing is added any more.
  6. A commit that was reported as failed may stand. The tick appends again then, and readers pass over what they have;
     an ending that stands already is taken for done.
- 7. A connection that failed is closed and opened anew, at most one attempt a tick: the ticks of a worker whose log is
+ 7. The past is read in pages, each a statement with a patience of its own: a reply of minutes keeps all rows since it
+    began, and hundreds of megabytes in one answer would be given up each time, and with them the appends behind it.
+ 8. A connection that failed is closed and opened anew, at most one attempt a tick: the ticks of a worker whose log is
     away come STOP_POLL apart, and nothing of what was gathered is lost.
 """
 
@@ -57,6 +59,8 @@ SAFETY = 1.0
 HOLES_FOR = 15.0
 HOLES = 256
 """Most that are kept of one gap, the newest: the others were pruned, or are of transactions long over."""
+PAGE = 500
+"""Rows of the past that are asked for at once: some megabytes of a worker with a few hundred replies."""
 AGAIN = 0.5
 """Seconds between attempts to listen, and as much again by chance."""
 
@@ -70,11 +74,12 @@ LIMIT %s
 """  # our own rows are not brought back
 _NEWER = _ROWS.format("id > %s").encode()
 _NEWER_AND_HOLES = _ROWS.format("id > %s OR id = ANY(%s::bigint[])").encode()
-_RUN = """
-SELECT version, data FROM flaskchat_journal
+_PAGE = f"{_NEWER.decode()} LIMIT {PAGE}".encode()
+_RUN = f"""
+SELECT id, version, data FROM flaskchat_journal
 WHERE worker_id IN (%s, (SELECT worker_id FROM flaskchat_runs WHERE id = %s))
-AND id > coalesce((SELECT first_row FROM flaskchat_runs WHERE id = %s), 0) ORDER BY id
-"""
+AND id > greatest(%s, (SELECT first_row FROM flaskchat_runs WHERE id = %s)) ORDER BY id LIMIT {PAGE}
+""".encode()
 _NOTIFY = f"NOTIFY {CHANNEL}"
 
 
@@ -263,13 +268,25 @@ class PostgresLog(Rows):
     def _follow(self) -> list[Entry]:
         raw = self._open()
         self._cursor, self._holes, self._following = 0, {}, True
-        return self._news(raw)
+        found: list[Entry] = []
+        cursor, full = raw.cursor(binary=True), True
+        while full:
+            rows = cursor.execute(_PAGE, (self._worker_id, self._cursor)).fetchall()
+            found.extend(self._entries(rows))
+            full = len(rows) == PAGE
+        return found
 
     def read(self, run_id: str) -> list[Append]:
-        def read() -> list[Any]:
-            return self._open().cursor(binary=True).execute(_RUN, (CONTROL, run_id, run_id)).fetchall()
+        return self._guard(lambda: self._read(run_id))
 
-        return pick(run_id, self._guard(read))
+    def _read(self, run_id: str) -> list[Append]:
+        found: list[Append] = []
+        cursor, after, full = self._open().cursor(binary=True), 0, True
+        while full:
+            rows = cursor.execute(_RUN, (CONTROL, run_id, after, run_id)).fetchall()
+            found.extend(pick(run_id, [(version, data) for _, version, data in rows]))
+            after, full = rows[-1][0] if rows else after, len(rows) == PAGE
+        return found
 
     def close(self) -> None:
         raw, self._raw = self._raw, None
