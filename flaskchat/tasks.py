@@ -199,7 +199,9 @@ def wait_readable(fd: int, timeout: float) -> bool:
         except TimeoutError:
             return False
         return True
-    return bool(select.select([fd], [], [], timeout)[0])
+    poll = select.poll()  # `select` takes no descriptor above 1023, which a server with many readers has
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
 
 
 def shut(sock: Any, how: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -202,6 +204,22 @@ one.close()
 def test_waiting_for_a_descriptor_sees_bytes_and_the_peer_s_end() -> None:
     on_greenlets(READABLE.format(head=""))
     exec(READABLE.format(head="from flaskchat import tasks"), {})
+
+
+def test_a_descriptor_with_a_large_number_is_waited_for_as_well() -> None:
+    large = 1100
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= large:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (large + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    one, two = socket.socketpair()
+    os.dup2(one.fileno(), large)
+    try:
+        assert not tasks.wait_readable(large, 0.01)
+        two.send(b"x")
+        assert tasks.wait_readable(large, 5)
+    finally:
+        os.close(large)
+        one.close()
+        two.close()
 
 
 # -- the selector ----------------------------------------------------------------------------------------------------
