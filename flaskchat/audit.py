@@ -99,6 +99,8 @@ def _named(keys: Iterable[str], words: str) -> str:
 def inspect(database: Database, progress: Progress = lambda words: None) -> list[str]:
     """What does not hold together, in words: rows that refer to none, replies that are not what their events say."""
     wrong: dict[str, list[str]] = defaultdict(list)
+    progress(f"looking at the tables and indexes of {database.name}")
+    damage = database.read(database.damage)
     for words, select in _LOOSE.items():
         wrong[words] += [str(one) for one in database.read(lambda c, s=select: list(c.execute(s).scalars()))]  # type: ignore[misc]
     after, seen = 0, 0
@@ -108,7 +110,7 @@ def inspect(database: Database, progress: Progress = lambda words: None) -> list
             break
         after, seen = found[-1], seen + len(found)
         progress(f"looking at conversations in {database.name}: {seen}")
-    return [_named(keys, words) for words, keys in wrong.items() if keys]
+    return damage + [_named(keys, words) for words, keys in wrong.items() if keys]
 
 
 _QUESTION = messages.alias()
@@ -119,17 +121,35 @@ _LOOSE = {
     "runs belong to no conversation": sa.select(runs.c.id).where(
         ~sa.exists().where(conversations.c.id == runs.c.conversation_id)
     ),
-    "runs have no message": sa.select(runs.c.id).where(~sa.exists().where(messages.c.id == runs.c.message_id)),
-    "runs answer no question": sa.select(runs.c.id).where(~sa.exists().where(messages.c.id == runs.c.user_message_id)),
-    "messages name a run that is not there": sa.select(messages.c.id).where(
-        messages.c.run_id.is_not(None), ~sa.exists().where(runs.c.id == messages.c.run_id)
+    "runs have no message": sa.select(runs.c.id).where(
+        ~sa.exists().where(messages.c.id == runs.c.message_id, messages.c.conversation_id == runs.c.conversation_id)
     ),
+    "runs answer no question": sa.select(runs.c.id).where(
+        ~sa.exists().where(
+            messages.c.id == runs.c.user_message_id, messages.c.conversation_id == runs.c.conversation_id
+        )
+    ),
+    "messages name a run that is not there": sa.select(messages.c.id).where(
+        messages.c.run_id.is_not(None),
+        ~sa.exists().where(runs.c.id == messages.c.run_id, runs.c.message_id == messages.c.id),
+    ),
+    "replies name no run": sa.select(messages.c.id).where(
+        messages.c.role == "assistant", messages.c.run_id.is_(None)
+    ),
+    # Also one that comes later: whoever went from message to message would go in a circle.
     "messages follow one that is not there": sa.select(messages.c.id).where(
-        messages.c.parent_id.is_not(None), ~sa.exists().where(_QUESTION.c.id == messages.c.parent_id)
+        messages.c.parent_id.is_not(None),
+        ~sa.exists().where(
+            _QUESTION.c.id == messages.c.parent_id,
+            _QUESTION.c.conversation_id == messages.c.conversation_id,
+            _QUESTION.c.position < messages.c.position,
+        ),
     ),
     "conversations show a message that is not there": sa.select(conversations.c.id).where(
         conversations.c.current_leaf_id.is_not(None),
-        ~sa.exists().where(messages.c.id == conversations.c.current_leaf_id),
+        ~sa.exists().where(
+            messages.c.id == conversations.c.current_leaf_id, messages.c.conversation_id == conversations.c.id
+        ),
     ),
     "runs' events belong to no run": sa.select(run_events.c.run_id).where(
         ~sa.exists().where(runs.c.id == run_events.c.run_id)

@@ -147,10 +147,15 @@ def copy(
     target.write(_set_sequences)
     wrong = audit.compare(source, target, progress)
     if not _leases(source) <= left:
-        wrong.append(f"a server has worked on {source.name} meanwhile: stop it, and repeat the command")
-    if not wrong:
-        target.write(lambda c: _marks.drop(c))
-    return wrong
+        wrong.append(f"a server has worked on {source.name} meanwhile")
+    if wrong:  # what was copied before it changed is not copied again
+        return [
+            *wrong,
+            f"{target.name} cannot be used: stop every server on {source.name}, which has been written to since the copy "
+            "was begun, make the target anew, and repeat the command",
+        ]
+    target.write(lambda c: _marks.drop(c))
+    return []
 
 
 def at_work(database: Database, patience: float) -> bool:

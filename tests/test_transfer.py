@@ -270,6 +270,26 @@ def test_two_copies_at_once_do_not_both_go_on(url: str, file: str) -> None:
             transfer.copy(one, target, past_of(one), meanwhile)
 
 
+def test_a_source_that_was_written_to_meanwhile_is_told_of_and_the_copy_begun_anew(file: str, tmp_path: Path) -> None:
+    path = tmp_path / "new.sqlite3"
+    with rooms_at(file) as rooms:
+        fill(rooms, 2)
+        with both(file, f"sqlite:///{path}") as (one, target):
+
+            def meanwhile(words: str) -> None:
+                if words.startswith("copying messages"):
+                    rooms.database.write(lambda c: c.execute(sa.update(conversations).values(title="another")))
+
+            for _ in range(2):  # repeating it alone does not help
+                said = transfer.copy(one, target, past_of(one), meanwhile)
+                assert said[0] == "conversations: 1 differ (1)"
+                assert "make the target anew, and repeat the command" in said[-1]
+    for one_of in tmp_path.glob("new.sqlite3*"):
+        if one_of.is_file():
+            one_of.unlink()
+    assert copy(file, f"sqlite:///{path}") == []
+
+
 def test_nul_in_an_old_file_is_copied_as_what_it_is_shown_as(url: str, file: str) -> None:
     with rooms_at(file) as rooms:
         begun = rooms.begin("a question")
@@ -304,6 +324,10 @@ def test_check_names_what_differs(file: str, tmp_path: Path, statement: sa.Execu
         assert words in said
 
 
+_LEAF = sa.select(runs.c.message_id).order_by(runs.c.started_at.desc()).limit(1).scalar_subquery()
+_ANOTHER = sa.insert(conversations).values(id="c_2", owner=OWNER, title="", created_at=1.0, updated_at=1.0)
+
+
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
@@ -315,14 +339,38 @@ def test_check_names_what_differs(file: str, tmp_path: Path, statement: sa.Execu
         (sa.delete(messages).where(messages.c.role == "user"), "3 runs answer no question"),
         (sa.update(conversations).values(current_leaf_id="m_x"), "conversations show a message that is not there"),
         (sa.update(messages).values(run_id="run_x"), "messages name a run that is not there"),
+        (sa.update(messages).values(run_id=None), "3 replies name no run"),
+        (sa.update(messages).where(messages.c.role == "user").values(parent_id=_LEAF), "messages follow one that"),
+        (sa.update(messages).values(position=-messages.c.position), "messages follow one that is not there"),
+        (sa.update(messages).where(messages.c.role == "user").values(conversation_id="c_2"), "3 runs answer no"),
+        (sa.update(conversations).where(conversations.c.id == "c_2").values(current_leaf_id=_LEAF),
+         "conversations show a message that is not there (c_2)"),
     ],
-)
+)  # fmt: skip
 def test_check_finds_what_does_not_hold_together(file: str, statement: sa.Executable, words: str) -> None:
     with rooms_at(file) as rooms:
         fill(rooms, 3)
+        rooms.database.write(lambda c: c.execute(_ANOTHER))
         assert audit.inspect(rooms.database) == []
         rooms.database.write(lambda c: c.execute(statement))
         assert words in "\n".join(audit.inspect(rooms.database))
+
+
+def test_check_finds_an_index_that_is_not_its_table_s(file: str) -> None:
+    with rooms_at(file) as rooms:
+        fill(rooms, 3)
+        (page,) = rooms.rows(
+            sa.text("SELECT rootpage FROM sqlite_master WHERE name = 'flaskchat_conversations_by_owner'")
+        )
+        (size,) = rooms.rows(sa.text("PRAGMA page_size"))
+        rooms.database.forget()  # moves all into the file
+    path = Path(file.removeprefix("sqlite:///"))
+    data, at = bytearray(path.read_bytes()), (page[0] - 1) * size[0]
+    assert OWNER.encode() in data[at : at + size[0]]
+    data[at : at + size[0]] = data[at : at + size[0]].replace(OWNER.encode(), OWNER.encode()[::-1])
+    path.write_bytes(data)
+    with rooms_at(file) as rooms:
+        assert "flaskchat_conversations_by_owner" in "\n".join(audit.inspect(rooms.database))
 
 
 def test_a_continued_reply_is_the_sum_of_its_runs(file: str) -> None:

@@ -120,6 +120,10 @@ class Database:
         """Whether running the same transaction once more may help."""
         return False
 
+    def damage(self, c: Connection) -> list[str]:
+        """What is wrong with the database's own structure, in its words, as far as it can say; may take long."""
+        return []
+
     def forget(self) -> None:
         """Let nothing of what was deleted stay where this process can reach it."""
 

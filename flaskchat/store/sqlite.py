@@ -175,6 +175,10 @@ class SQLite(Database):
         finally:
             connection.close()
 
+    def damage(self, c: Connection) -> list[str]:
+        found = c.exec_driver_sql("PRAGMA integrity_check(5)").scalars()  # beside quick_check's, whether indexes are right
+        return [" ".join(words.split()) for words in found if words != "ok"]
+
     def forget(self) -> None:
         """Let nothing of what was deleted stay in the write-ahead log: empty it now, or as soon as nobody reads it."""
         self._forget = True
