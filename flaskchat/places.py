@@ -107,8 +107,8 @@ class Places:
             self._set(self._files[0], fcntl.F_RDLCK, STRETCH << 41, False)
 
     def _names_files(self) -> str:
-        """Names these very files. Not their folder: where somebody has cleared it away meanwhile, as is done with what is
-        old in /tmp, the processes from before hold locks on files that are seen no more, and must not be taken for dead.
+        """Names these very files. Not their folder: where it has been cleared meanwhile, as is done with what is old in
+        /tmp, the processes from before hold locks on files that are seen no more, and must not be taken for dead.
         """
         digest = hashlib.blake2b(digest_size=8)
         for file in self._files:

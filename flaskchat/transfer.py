@@ -149,11 +149,11 @@ def copy(
     if not _leases(source) <= left:
         wrong.append(f"a server has worked on {source.name} meanwhile")
     if wrong:  # what was copied before it changed is not copied again
-        return [
-            *wrong,
-            f"{target.name} cannot be used: stop every server on {source.name}, which has been written to since the copy "
-            "was begun, make the target anew, and repeat the command",
-        ]
+        remedy = (
+            f"{target.name} cannot be used: stop every server on {source.name}, which has been written to since the "
+            "copy was begun, make the target anew, and repeat the command"
+        )
+        return [*wrong, remedy]
     target.write(lambda c: _marks.drop(c))
     return []
 

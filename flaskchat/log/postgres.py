@@ -74,12 +74,12 @@ LIMIT %s
 """  # our own rows are not brought back
 _NEWER = _ROWS.format("id > %s").encode()
 _NEWER_AND_HOLES = _ROWS.format("id > %s OR id = ANY(%s::bigint[])").encode()
-_PAGE = f"{_NEWER.decode()} LIMIT {PAGE}".encode()
-_RUN = f"""
+_PAGE = _NEWER + b" LIMIT %s"
+_RUN = """
 SELECT id, version, data FROM flaskchat_journal
 WHERE worker_id IN (%s, (SELECT worker_id FROM flaskchat_runs WHERE id = %s))
-AND id > greatest(%s, (SELECT first_row FROM flaskchat_runs WHERE id = %s)) ORDER BY id LIMIT {PAGE}
-""".encode()
+AND id > greatest(%s, (SELECT first_row FROM flaskchat_runs WHERE id = %s)) ORDER BY id LIMIT %s
+"""
 _NOTIFY = f"NOTIFY {CHANNEL}"
 
 
@@ -271,7 +271,7 @@ class PostgresLog(Rows):
         found: list[Entry] = []
         cursor, full = raw.cursor(binary=True), True
         while full:
-            rows = cursor.execute(_PAGE, (self._worker_id, self._cursor)).fetchall()
+            rows = cursor.execute(_PAGE, (self._worker_id, self._cursor, PAGE)).fetchall()
             found.extend(self._entries(rows))
             full = len(rows) == PAGE
         return found
@@ -283,7 +283,7 @@ class PostgresLog(Rows):
         found: list[Append] = []
         cursor, after, full = self._open().cursor(binary=True), 0, True
         while full:
-            rows = cursor.execute(_RUN, (CONTROL, run_id, after, run_id)).fetchall()
+            rows = cursor.execute(_RUN, (CONTROL, run_id, after, run_id, PAGE)).fetchall()
             found.extend(pick(run_id, [(version, data) for _, version, data in rows]))
             after, full = rows[-1][0] if rows else after, len(rows) == PAGE
         return found

@@ -176,7 +176,7 @@ class SQLite(Database):
             connection.close()
 
     def damage(self, c: Connection) -> list[str]:
-        found = c.exec_driver_sql("PRAGMA integrity_check(5)").scalars()  # beside quick_check's, whether indexes are right
+        found = c.exec_driver_sql("PRAGMA integrity_check(5)").scalars()  # more than `look`: the indexes
         return [" ".join(words.split()) for words in found if words != "ok"]
 
     def forget(self) -> None:
