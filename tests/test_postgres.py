@@ -110,6 +110,27 @@ def test_a_number_that_was_rolled_back_is_looked_for_no_longer_than_a_transactio
             break
 
 
+def test_a_server_that_has_lost_its_newest_rows_is_followed_on(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    begun = other.begin()
+    other.append(begun, "a")
+    mine.journal.follow()
+    for word in ("b", "c", "d"):
+        other.append(begun, word)
+    assert run_of(look(mine)) == [begun.run_id] * 3
+    first, *lost = mine.journal_ids()
+
+    def take_over(c: sa.Connection) -> None:  # as a replica that had no more
+        c.execute(sa.delete(journal).where(journal.c.id.in_(lost)))
+        c.execute(sa.text("SELECT setval(pg_get_serial_sequence('flaskchat_journal', 'id'), :id)"), {"id": first})
+
+    other.database.write(take_over)
+    mine.journal.close()  # its server has gone
+    other.append(begun, "e")
+    assert mine.journal_ids() == [first, lost[0]]
+    assert look(mine)[-1].seq == 6
+
+
 def test_a_listener_is_told_of_what_others_append_and_not_of_its_own(two: tuple[Rooms, Rooms]) -> None:
     mine, other = two
     rung: list[int] = []

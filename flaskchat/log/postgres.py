@@ -24,6 +24,9 @@ Deliberate choices; do not change one without reading why:
     began, and hundreds of megabytes in one answer would be given up each time, and with them the appends behind it.
  8. A connection that failed is closed and opened anew, at most one attempt a tick: the ticks of a worker whose log is
     away come STOP_POLL apart, and nothing of what was gathered is lost.
+ 9. Behind a new connection may be another server, a replica that took over before it had the last rows: it counts on
+    from its own newest, and what follows would have numbers that were looked at before. So a new connection begins
+    LOOK_BACK rows earlier; what is known already is passed over.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ HOLES = 256
 """Most that are kept of one gap, the newest: the others were pruned, or are of transactions long over."""
 PAGE = 500
 """Rows of the past that are asked for at once: some megabytes of a worker with a few hundred replies."""
+LOOK_BACK = 2000
+"""Rows: some seconds of what a few machines write."""
 AGAIN = 0.5
 """Seconds between attempts to listen, and as much again by chance."""
 
@@ -178,6 +183,7 @@ class PostgresLog(Rows):
             self._raw = self._server.open(patience=PATIENCE)
             self._raw.prepare_threshold = 0
             self._own_pid = self._raw.info.backend_pid
+            self._cursor = max(0, self._cursor - LOOK_BACK)
         return self._raw
 
     def _guard(self, function: Callable[[], T]) -> T:
