@@ -20,8 +20,8 @@ Deliberate choices; do not change one without reading why:
     first of the run, once nothing is added any more.
  6. A commit that was reported as failed may stand. The tick appends again then, and readers pass over what they have;
     an ending that stands already is taken for done.
- 7. The past is read in pages, each a statement with a patience of its own: a reply of minutes keeps all rows since it
-    began, and hundreds of megabytes in one answer would be given up each time, and with them the appends behind it.
+ 7. A run's past is read in pages, each a statement with a patience of its own: its worker's rows of some minutes may be
+    a hundred megabytes, and one answer of that size would be given up, again and again.
  8. A connection that failed is closed and opened anew, at most one attempt a tick: the ticks of a worker whose log is
     away come STOP_POLL apart, and nothing of what was gathered is lost.
  9. Behind a new connection may be another server, a replica that took over before it had the last rows: it counts on
@@ -63,7 +63,7 @@ HOLES_FOR = 15.0
 HOLES = 256
 """Most that are kept of one gap, the newest: the others were pruned, or are of transactions long over."""
 PAGE = 500
-"""Rows of the past that are asked for at once: some megabytes of a worker with a few hundred replies."""
+"""Rows of a run's past that are asked for at once: some megabytes of a worker with a few hundred replies."""
 LOOK_BACK = 2000
 """Rows: some seconds of what a few machines write."""
 AGAIN = 0.5
@@ -79,7 +79,6 @@ LIMIT %s
 """  # our own rows are not brought back
 _NEWER = _ROWS.format("id > %s").encode()
 _NEWER_AND_HOLES = _ROWS.format("id > %s OR id = ANY(%s::bigint[])").encode()
-_PAGE = _NEWER + b" LIMIT %s"
 _RUN = """
 SELECT id, version, data FROM flaskchat_journal
 WHERE worker_id IN (%s, (SELECT worker_id FROM flaskchat_runs WHERE id = %s))
@@ -274,13 +273,7 @@ class PostgresLog(Rows):
     def _follow(self) -> list[Entry]:
         raw = self._open()
         self._cursor, self._holes, self._following = 0, {}, True
-        found: list[Entry] = []
-        cursor, full = raw.cursor(binary=True), True
-        while full:
-            rows = cursor.execute(_PAGE, (self._worker_id, self._cursor, PAGE)).fetchall()
-            found.extend(self._entries(rows))
-            full = len(rows) == PAGE
-        return found
+        return self._news(raw)
 
     def read(self, run_id: str) -> list[Append]:
         return self._guard(lambda: self._read(run_id))
