@@ -1,8 +1,7 @@
-"""Two nodes, each a gunicorn master with two workers, on one PostgreSQL, with the log in it or in Redis; in front of
-them nginx with deploy/nginx.conf and an upstream of two, which asks them in turn: no visitor stays where they were.
+"""Two nodes on one PostgreSQL, with the log in it or in Redis: a reply, Stop, limits and lists are of both.
 
-In the short form a reply has 20 readers and each server fails a few times; the long form has 200 readers, a server that
-fails thirty times, and the log in PostgreSQL also where the short one has it in Redis alone.
+In the short form a reply has 20 readers; the long form has 200, and the log in PostgreSQL too. What befalls them is in
+test_node_faults.py.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import re
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,49 +17,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flaskchat import sse
-from tests.backends import Backend, RedisServer
-from tests.conftest import Server, asking
+from tests.backends import Backend
+from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
-from tests.server.checker import judge
-from tests.server.checks import FAULTY
 from tests.server.client import Client, deadline, seqs, text
-from tests.server.crowd import Crowd
-from tests.server.dump import Tap
-from tests.server.history import History, Reading, Visitor
-from tests.server.proxies import Front, deployed_nginx
-from tests.server.test_kill import KEPT, newcomer
+from tests.server.nodes import HOSTS, Nodes, settings, starting
+from tests.server.proxies import deployed_nginx
+from tests.server.test_kill import KEPT
 
 pytestmark = pytest.mark.backends("postgres+redis", long=("postgres",))
 
-HOSTS = ("here", "there")
-"""The nodes' machines: what only processes of one machine can tell each other, these cannot."""
 GUARDED = "tests.server.guarded:app"
-
-
-def settings(model: Running, **more: object) -> dict[str, object]:
-    return {**asking(model), "SECRET_KEY": "of both", "FLASKCHAT_DRAIN": "0.5", **more}
-
-
-class Nodes:
-    """:param front: the proxy's port; the first node's stands in where there is none."""
-
-    def __init__(self, one: Server, other: Server, front: int) -> None:
-        self.one, self.other, self.front = one, other, front
-        self.both = (one, other)
-
-    def client(self, node: Server | None = None, like: Client | None = None) -> Client:
-        """:param node: past the proxy.
-        :param like: whose cookie it has.
-        """
-        made = (node or self.one).client()
-        made.port = self.front if node is None else node.port
-        made.cookie = "" if like is None else like.cookie
-        return made
-
-    def visitor(self, history: History, node: Server, like: Visitor) -> Visitor:
-        """The same owner at that node."""
-        return history.visitor(like.owner, self.client(node, like.client))
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +58,7 @@ def nodes(shared_backend: Backend, tmp_path_factory: pytest.TempPathFactory, mod
 
 @pytest.fixture
 def start(serve: Callable[..., Server], model: Running, tmp_path: Path) -> Iterator[Callable[..., Nodes]]:
-    """Starts two nodes and a proxy of the test's own."""
-    with contextlib.ExitStack() as stack:
-
-        def begin(**more: object) -> Nodes:
-            made = []
-            for host in HOSTS:
-                own = tmp_path / f"tmp-{host}"  # two machines share no folder
-                own.mkdir()
-                values = settings(model, TEST_HOST=host, TMPDIR=own, **more)
-                made.append(serve(values, app=FAULTY, args=KEPT))
-            return Nodes(*made, stack.enter_context(deployed_nginx(tmp_path, *(server.port for server in made))))
-
+    with starting(serve, model, tmp_path) as begin:
         yield begin
 
 
@@ -278,156 +232,3 @@ def test_whoever_signs_out_at_one_node_is_sent_away_from_the_other(nodes: Nodes)
         thread.join(15)
         assert not thread.is_alive(), "a stream outlived its reader's right"
     assert all(frame.event in ("start", "delta") for stream in (first, second) for frame in stream.frames)
-
-
-# -- a node that dies --------------------------------------------------------------------------------------------------
-
-
-def kill(history: History, node: Server) -> None:
-    """`kill -9` of all of it: workers first, so that the master starts none in their place."""
-    master = psutil.Process(node.process.pid)
-    master.suspend()
-    for process in (*master.children(recursive=True), master):
-        history.fault("kill -9", process.pid)
-        process.kill()
-    node.process.wait()
-
-
-@pytest.mark.backends("postgres", "postgres+redis")
-def test_the_replies_of_a_killed_node_end_at_the_other_with_their_text(
-    start: Callable[..., Nodes], model: Running
-) -> None:
-    """Within the 15 seconds, with the real times; and whoever reads there through the proxy is told by the other."""
-    nodes = start()
-    history = History()
-    asker = newcomer(history, nodes.one, "somebody")
-    elsewhere = nodes.visitor(history, nodes.other, asker)
-    with Tap(nodes.one) as tap:
-        theirs = [asker.ask(tokens=4000, rate=rate) for rate in (20, 100)]
-        for reading in theirs:
-            reading.take(5)
-        ours = elsewhere.ask(tokens=150, rate=20)
-        ours.take(2)
-        watched = elsewhere.follow(theirs[0].run_id)
-        watched.take(2)
-        kill(history, nodes.one)
-        killed_at = time.monotonic()
-        for reading in theirs:
-            reading.rest()
-            assert not reading.ended
-            assert elsewhere.to_the_end(reading.run_id, reading.last)[-1].event == "interrupted"
-        took = time.monotonic() - killed_at
-        assert watched.rest()[-1].event == "interrupted"
-        assert took < 15, f"interrupted {took:.1f} s after the kill"
-        assert [*ours.rest()][-1].event == "done", "a reply of the other node"
-        assert [event.event for event in behind_the_proxy(nodes, asker, theirs[0])][-1] == "interrupted"
-        further = elsewhere.again("continue", theirs[0].start["message_id"])
-        assert [event.event for event in further.take(2)] == ["start", "delta"]
-        elsewhere.stop(further.run_id)
-        further.rest()
-    judge(history, nodes.other, model, tap=tap)
-
-
-def behind_the_proxy(nodes: Nodes, asker: Visitor, reading: Reading) -> list[sse.Frame]:
-    """All of a reply, once nginx has noticed that one of the two is gone."""
-    for _ in deadline(30, "the proxy to ask the node that is left"):
-        stream = nodes.client(None, asker.client).follow(reading.run_id)
-        if stream.status == 200:
-            return stream.rest()
-        assert stream.status == 502
-        stream.close()
-    raise AssertionError
-
-
-# -- database servers that fail ----------------------------------------------------------------------------------------
-
-
-def reply(dice: random.Random) -> dict[str, object]:
-    return {"tokens": dice.randrange(40, 160), "rate": 40}
-
-
-OF_PSYCOPG = re.compile(r"Exception ignored in: <generator object BasePipeline.*\nTraceback")
-"""What it says itself of a connection that was lost."""
-
-
-def minded(crowd: Crowd) -> list[str]:
-    """What a user would have seen as an error, but for a 503: it is tried again, and its reader comes back."""
-    return [error for error in crowd.errors if "503" not in error]
-
-
-def under_load(nodes: Nodes, model: Running, seed: int, faults: list[Callable[[], None]]) -> None:
-    """Strike again and again while six visitors talk through the proxy; whatever was begun has its end."""
-    history = History()
-    front = Front(nodes.front)
-    with contextlib.closing(front), Tap(nodes.one) as tap:
-        with Crowd(front, history, 6, reply, seed) as crowd:  # type: ignore[arg-type]
-            crowd.wait(4)
-            for fault in faults:
-                began = time.monotonic()
-                fault()
-                crowd.wait(4, seconds=60)
-                print(f"{fault.__name__}: four more replies after {time.monotonic() - began:.1f} s")
-        print(f"{crowd.replies} replies, {crowd.refused} questions refused;", *crowd.errors, sep="\n")
-        assert minded(crowd) == []
-        judge(history, nodes.one, model, tap=tap, seconds=60)
-    for node in nodes.both:
-        assert len(node.workers()) == 2
-        assert "Traceback" not in OF_PSYCOPG.sub("", node.log())
-
-
-@pytest.mark.backends("postgres", long=("postgres+redis",))
-def test_replies_outlive_a_postgres_that_restarts_and_connections_that_are_cut(
-    start: Callable[..., Nodes], model: Running, backend: Backend, long: bool, seed: int
-) -> None:
-    """Three times, in the long form thirty times."""
-    postgres = backend.postgres
-    assert postgres is not None
-
-    def cut() -> None:
-        postgres.terminate(backend.database)
-
-    def crash() -> None:
-        postgres.kill()
-        postgres.start()
-
-    under_load(start(), model, seed, [cut, postgres.restart, crash] * (10 if long else 1))
-
-
-@pytest.mark.backends("postgres+redis")
-def test_replies_outlive_a_redis_that_is_killed(
-    start: Callable[..., Nodes], model: Running, backend: Backend, long: bool, seed: int
-) -> None:
-    """Three times, in the long form thirty times; for so long that readers of the other node miss it, too."""
-    redis = backend.redis
-    assert redis is not None
-
-    def crash() -> None:
-        redis.kill()
-        redis.start()
-
-    under_load(start(), model, seed, [crash, redis.restart, crash] * (10 if long else 1))
-
-
-@pytest.mark.backends("postgres")
-def test_replies_outlive_a_redis_that_forgets_everything(
-    backend: Backend, model: Running, tmp_path: Path, long: bool, seed: int
-) -> None:
-    """Without its append-only file, as Redis comes: what is lost there is written anew from the workers' memory."""
-    redis = RedisServer(aof=False)
-
-    def crash() -> None:
-        redis.kill()
-        redis.start()
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(redis.close)
-        prefix = stack.enter_context(redis.prefix())
-        forgetful = backend._replace(name="postgres+redis", redis=redis, prefix=prefix)
-        made = []
-        for _ in range(2):
-            made.append(
-                Server(tmp_path, settings(model), workers=2, kind="gevent", app=FAULTY, args=KEPT, backend=forgetful)
-            )
-            stack.callback(made[-1].close)
-        front = stack.enter_context(deployed_nginx(tmp_path, *(server.port for server in made)))
-        under_load(Nodes(*made, front), model, seed, [crash] * (30 if long else 2))
