@@ -15,13 +15,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from flaskchat import sse
+from flaskchat import sse, tasks
 from flaskchat.config import Settings
 from flaskchat.limits import Visitor
 from flaskchat.log.base import Append, Entry, Stop
 from flaskchat.models import Event, Request, Stopped
 from flaskchat.providers.base import Provider
-from flaskchat.pump import Look
 from flaskchat.reader import Reader
 from flaskchat.runtime import Runtime
 from flaskchat.store import migrate
@@ -251,11 +250,11 @@ class Worker:
         return found
 
     def _refresh(self) -> bool:
-        look = Look()
+        look = tasks.Answer()
         self.runtime.pump._looks.append(look)
         self.runtime.pump._needed_at = time.monotonic()
         self.tick()
-        return look.came
+        return look.wait()
 
     def tick(self) -> None:
         self.runtime.pump._tick(time.monotonic())
