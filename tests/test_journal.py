@@ -178,6 +178,7 @@ def test_a_damaged_row_is_passed_over_and_told(two: tuple[Rooms, Rooms], caplog:
     begun, own = other.begin(), mine.begin()
     mine.journal.follow()
     insert(other, b"\xff no message pack")
+    insert(other, b"\x91\x95\xa1a\xa2\xff\xfe\x01\x90\xc2")  # an append to a run whose name is no UTF-8
     other.append(begun, "a")
     found = mine.journal.turn(mine.holding.lease, [Append(own.run_id, 1, [b"frame"])], [])
     assert [entry.run_id for entry in found] == [begun.run_id]

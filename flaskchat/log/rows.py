@@ -52,7 +52,7 @@ def decode_row(version: int, data: bytes) -> list[Entry]:
         return []
     try:
         return _decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the second where a text of it is damaged
         logger.exception("a row of the log is damaged; what it held is missing")
         return []
 
