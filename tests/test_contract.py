@@ -12,12 +12,15 @@ from flask import Flask
 
 from flaskchat import FlaskChat, Request
 from flaskchat.testing import ChatClient
+from tests.backends import EVERYWHERE, Backend
 from tests.hosts import Gate, bare, host, problem, send
+
+pytestmark = pytest.mark.backends("sqlite", long=EVERYWHERE[1:])
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
-    app = host(tmp_path, TESTING=False)
+def app(tmp_path: Path, backend: Backend) -> Iterator[Flask]:
+    app = host(tmp_path, TESTING=False, **backend.settings())
     yield app
     app.extensions["flaskchat"].close()
 
@@ -27,6 +30,7 @@ def visitor(app: Flask) -> ChatClient:
     return ChatClient(app)
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_a_send_makes_a_conversation_or_goes_on_at_its_leaf(visitor: ChatClient) -> None:
     first = visitor.ask("one")
     second = visitor.ask("two", conversation_id=first.conversation_id)
@@ -55,6 +59,7 @@ def test_an_edit_is_a_sibling_of_the_edited_message(visitor: ChatClient) -> None
     assert [m["text"] for m in found["messages"] if m["role"] == "assistant"] == ["one ", "uno "]
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_a_regeneration_is_a_sibling_of_the_reply(visitor: ChatClient) -> None:
     reply = visitor.ask("one")
     body = {"action": "regenerate", "message_id": reply.message_id, "request_id": "r1"}
@@ -91,6 +96,7 @@ def test_a_stopped_reply_is_continued_in_the_same_message_and_a_done_one_is_not(
         problem(chat.client.post("/chat/conversation", json={**body, "request_id": "c2"}), 422, "invalid")
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_the_same_id_with_the_same_body_follows_the_same_run_from_its_start(visitor: ChatClient) -> None:
     first = visitor._read(visitor.client.post("/chat/conversation", json=send()))
     response = visitor.client.post("/chat/conversation", json=send())

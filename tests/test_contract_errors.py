@@ -14,12 +14,15 @@ from werkzeug.test import TestResponse
 
 from flaskchat import FlaskChat
 from flaskchat.testing import ChatClient
+from tests.backends import EVERYWHERE, Backend
 from tests.hosts import PROBLEM, Gate, bare, host, problem, send
+
+pytestmark = pytest.mark.backends("sqlite", long=EVERYWHERE[1:])
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
-    app = host(tmp_path, TESTING=False)
+def app(tmp_path: Path, backend: Backend) -> Iterator[Flask]:
+    app = host(tmp_path, TESTING=False, **backend.settings())
     yield app
     app.extensions["flaskchat"].close()
 
@@ -176,6 +179,7 @@ def provoke(client: FlaskClient) -> Iterator[tuple[TestResponse, int]]:
     yield client.get("/chat/runs/run_x"), 404
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_every_error_of_every_endpoint_has_one_shape(app: Flask) -> None:
     for response, status in provoke(app.test_client()):
         where = f"{response.request.method} {response.request.path}"

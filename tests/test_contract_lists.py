@@ -13,12 +13,15 @@ from flask import Flask
 
 from flaskchat import FlaskChat
 from flaskchat.testing import ChatClient
+from tests.backends import EVERYWHERE, Backend
 from tests.hosts import ID, bare, host, parrot, problem
+
+pytestmark = pytest.mark.backends("sqlite", long=EVERYWHERE[1:])
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
-    app = host(tmp_path, TESTING=False)
+def app(tmp_path: Path, backend: Backend) -> Iterator[Flask]:
+    app = host(tmp_path, TESTING=False, **backend.settings())
     yield app
     app.extensions["flaskchat"].close()
 
@@ -28,6 +31,7 @@ def visitor(app: Flask) -> ChatClient:
     return ChatClient(app)
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_the_list_has_the_newest_first_in_pages(visitor: ChatClient) -> None:
     replies = [visitor.ask(f"question {number}") for number in range(7)]
     wanted = [reply.conversation_id for reply in reversed(replies)]
@@ -82,6 +86,7 @@ def test_a_cursor_of_the_list_that_is_none_of_ours_is_refused(visitor: ChatClien
     assert found["errors"] == [{"field": "cursor", "reason": "unknown"}]
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_a_search_finds_words_of_titles_and_of_texts(visitor: ChatClient) -> None:
     both = visitor.ask("the quick fox")
     other = visitor.ask("slow snail")
@@ -101,6 +106,7 @@ def test_a_search_finds_words_of_titles_and_of_texts(visitor: ChatClient) -> Non
     assert ChatClient(visitor.client.application).client.get("/chat/conversations?q=fox").json["items"] == []  # type: ignore[index]
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_a_conversation_has_exactly_the_members_of_the_contract(visitor: ChatClient) -> None:
     reply = visitor.ask("hello")
     found = visitor.client.get(f"/chat/conversations/{reply.conversation_id}").json

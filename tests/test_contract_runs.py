@@ -10,12 +10,15 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from flaskchat.testing import ChatClient
+from tests.backends import EVERYWHERE, Backend
 from tests.hosts import host, problem, send
+
+pytestmark = pytest.mark.backends("sqlite", long=EVERYWHERE[1:])
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
-    app = host(tmp_path, TESTING=False)
+def app(tmp_path: Path, backend: Backend) -> Iterator[Flask]:
+    app = host(tmp_path, TESTING=False, **backend.settings())
     yield app
     app.extensions["flaskchat"].close()
 
@@ -25,6 +28,7 @@ def visitor(app: Flask) -> ChatClient:
     return ChatClient(app)
 
 
+@pytest.mark.backends(*EVERYWHERE)
 def test_a_finished_run_is_followed_from_any_cursor(visitor: ChatClient) -> None:
     reply = visitor.ask("one two")
     path = f"/chat/runs/{reply.run_id}/events"
@@ -54,6 +58,7 @@ def test_the_header_goes_before_the_query_unless_it_is_empty(visitor: ChatClient
     assert visitor._events(visitor.client.get(f"{path}?last_event_id=")) == reply.events
 
 
+@pytest.mark.backends(*EVERYWHERE)
 def test_an_unknown_run_and_somebody_elses_answer_byte_for_byte_alike(app: Flask, visitor: ChatClient) -> None:
     reply = visitor.ask("mine")
     stranger = app.test_client()
@@ -99,6 +104,7 @@ def test_somebody_elses_message_is_no_parent(visitor: ChatClient, app: Flask) ->
     assert one.status_code in (404, 422)
 
 
+@pytest.mark.backends(*EVERYWHERE)
 def test_stop_answers_the_same_again_and_leaves_a_finished_run_alone(visitor: ChatClient) -> None:
     reply = visitor.ask("one")
     expected = {"run_id": reply.run_id, "state": "done", "upstream_closed_ms": None}

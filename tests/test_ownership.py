@@ -20,6 +20,7 @@ from werkzeug.test import TestResponse
 
 from flaskchat import FlaskChat, Request
 from flaskchat.testing import ChatClient
+from tests.backends import Backend
 from tests.hosts import Gate, bare
 
 CANARY = "canary-7f3a"
@@ -63,8 +64,10 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
-def app(tmp_path: Path, gate: Gate) -> Iterator[Flask]:
-    app = bare(tmp_path, TESTING=False, FLASKCHAT_MODELS="raises", FLASKCHAT_MESSAGES_PER_MINUTE=0)
+def app(tmp_path: Path, gate: Gate, backend: Backend) -> Iterator[Flask]:
+    app = bare(
+        tmp_path, TESTING=False, FLASKCHAT_MODELS="raises", FLASKCHAT_MESSAGES_PER_MINUTE=0, **backend.settings()
+    )
 
     @app.get("/login/<name>")
     def login(name: str) -> str:
@@ -253,12 +256,14 @@ def test_who_is_not_signed_in_learns_nothing(app: Flask, things: Things, asked: 
     assert asked == [], "the database is not asked at all"
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_a_search_and_a_list_hold_one_s_own(app: Flask, things: Things) -> None:
     bob = login(app, "bob").client
     for query in ("", CANARY, "canary", "wait"):
         assert bob.get("/chat/conversations", query_string={"q": query}).json == {"items": [], "next_cursor": None}
 
 
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_another_s_client_id_begins_a_question_of_one_s_own(app: Flask, ada: ChatClient, things: Things) -> None:
     bob = login(app, "bob")
     body = {"message": {"id": "live", "text": f"{CANARY} wait"}, "model": "canary"}
