@@ -34,6 +34,10 @@ _numbers = itertools.count(1)
 class Daemon:
     """A database server in a folder of its own, at a port of its own, which may be killed, frozen and started again."""
 
+    host = "127.0.0.1"
+    """Where it is reached."""
+    listens = "127.0.0.1"
+
     def __init__(self) -> None:
         self.port = free_port()
         # not pytest's folder: another user could not enter it, and PostgreSQL is another where we are root
@@ -149,7 +153,7 @@ class PostgresServer(Daemon):
 
     def _command(self) -> list[str]:
         options = {
-            "listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "",
+            "listen_addresses": self.listens, "port": self.port, "unix_socket_directories": "",
             "shared_buffers": "16MB", "max_connections": 200,
         }  # fmt: skip
         more = [f"--{name}={value}" for name, value in options.items()]
@@ -164,7 +168,7 @@ class PostgresServer(Daemon):
 
     def url(self, database: str = "postgres") -> str:
         """For SQLAlchemy, and for `FLASKCHAT_DATABASE_URL`."""
-        return f"postgresql+psycopg://flaskchat@127.0.0.1:{self.port}/{database}"
+        return f"postgresql+psycopg://flaskchat@{self.host}:{self.port}/{database}"
 
     def execute(self, statement: str, *, database: str = "postgres") -> list[Any]:
         """In autocommit, over a connection of its own."""
@@ -214,7 +218,7 @@ class RedisServer(Daemon):
 
     def _command(self) -> list[str]:
         options = {
-            "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "appendonly": "yes" if self.aof else "no",
+            "port": self.port, "bind": self.listens, "dir": self.folder, "appendonly": "yes" if self.aof else "no",
             "save": "", "logfile": "",
         }  # fmt: skip
         return [self._redis, *itertools.chain.from_iterable((f"--{key}", str(options[key])) for key in options)]
@@ -230,7 +234,7 @@ class RedisServer(Daemon):
 
         :returns: the first line of the answer.
         """
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock:
+        with socket.create_connection((self.host, self.port), timeout=5) as sock:
             said = b"".join(b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in words)
             sock.sendall(b"*%d\r\n%b" % (len(words), said))
             answer = b""
@@ -244,7 +248,7 @@ class RedisServer(Daemon):
     @property
     def url(self) -> str:
         """For `FLASKCHAT_REDIS_URL`."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.host}:{self.port}/0"
 
     @contextlib.contextmanager
     def prefix(self) -> Iterator[str]:

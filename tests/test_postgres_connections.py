@@ -120,19 +120,26 @@ def test_an_ending_whose_answer_was_lost_is_taken_for_done_and_another_s_is_not(
 KILLED = """
 from gevent import monkey; monkey.patch_all()
 import random, sys, gevent
-import sqlalchemy as sa
 from flaskchat.errors import Unavailable
+from flaskchat.log.postgres import PostgresLog
 from flaskchat.store.kinds import open_database
 database = open_database(sys.argv[1], timeout=5.0)
+log = PostgresLog(database)
 dice, wrong, right = random.Random(int(sys.argv[2])), [], 0
+def canary(raw, number):
+    asked = (number, raw.info.backend_pid)
+    return raw.execute("SELECT pg_sleep(0.002), %s::int, pg_backend_pid() = %s", asked).fetchone()[1:]
 def ask(number):
     global right
-    call = database.read if number % 2 else database.write
+    call = (database.read, database.write)[number % 2]
     try:
-        found = call(lambda c: c.execute(sa.text("SELECT pg_sleep(0.002), :n"), {"n": number}).one()[1])
+        if number % 3:
+            found = call(lambda c: canary(database.raw(c), number))
+        else:
+            found = log.calls.call(lambda: canary(log._open(), number))
     except Unavailable:
         return
-    if found != number:
+    if found != (number, True):
         wrong.append((number, found))
     right += 1
 asked = [gevent.spawn_later(dice.random() * 0.5, ask, number) for number in range(400)]
@@ -140,9 +147,11 @@ for one in asked:
     if dice.random() < 0.5:
         gevent.spawn_later(dice.random() * 0.8, one.kill, block=False)
 gevent.joinall(asked, timeout=60)
-ask(1000); ask(1001)
+for number in range(1000, 1004):
+    ask(number)
 assert not wrong, wrong
 assert right > 20, right
+log.calls.call(log.close)
 database.close()
 print("right", right)
 """

@@ -15,6 +15,7 @@ Deliberate choices; do not change one without reading why:
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ SCHEMES = {
     "redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "redis+cluster": "redis",
     "rediss+cluster": "rediss", "redis+sentinel": "redis", "rediss+sentinel": "rediss", "unix": "unix",
 }  # fmt: skip
+FILES = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
+"""Options that name one: redis-py would say that there is none, but not which."""
 
 Command = Sequence[bytes]
 
@@ -103,10 +106,26 @@ def _options(found: dict[str, Any]) -> dict[str, Any]:
     options = {key: value for key, value in found.items() if key not in ("host", "port", "max_connections", "timeout")}
     if options.pop("scheme", "") == "rediss":
         options["connection_class"] = module.SSLConnection
-    return options | {
+    for name in FILES & options.keys():
+        if options.get("connection_class") is not module.SSLConnection:
+            raise ValueError(f"{name} needs rediss://")
+        if not os.path.exists(options[name]):
+            raise ValueError(f"{name}: there is no {options[name]!r}")
+    options |= {
         "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0, "protocol": 2, "decode_responses": False,
     }  # fmt: skip
+    _make(options)  # an option that there is not is found now, not when the first reply is written
+    return options
+
+
+def _make(options: dict[str, Any]) -> Any:
+    """A connection that is not connected yet.
+
+    :raises TypeError: there is no such option.
+    """
+    options = dict(options)
+    return options.pop("connection_class", redis_module().Connection)(**options)
 
 
 def pack(command: Command) -> bytes:
@@ -231,14 +250,9 @@ class Link:
         return list(self._place.hosts) or [None]
 
     def _open(self, address: tuple[str, int] | None, options: dict[str, Any]) -> Any:
-        module, options = redis_module(), dict(options)
-        kind = options.pop("connection_class", module.Connection)
         if address is not None:
-            options |= {"host": address[0], "port": address[1]}
-        try:
-            connection = kind(**options)
-        except TypeError as error:
-            raise ConfigurationError(f"FLASKCHAT_REDIS_URL: {error}") from None
+            options = {**options, "host": address[0], "port": address[1]}
+        connection = _make(options)
         try:
             connection.connect()
         except BaseException:

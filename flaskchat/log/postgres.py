@@ -126,7 +126,7 @@ class PostgresLog(Rows):
                 connection = self._server.offload(self._open_listener)
             except (psycopg.Error, ConfigurationError) as error:
                 if not complained:
-                    logger.warning("nobody tells of news in the log, which is asked for them instead: %s", error)
+                    logger.warning("nobody tells of news in the log, which is asked for them instead: %s", said(error))
                 complained = True
                 tasks.sleep(AGAIN * random.uniform(1, 2))
                 continue
@@ -139,7 +139,7 @@ class PostgresLog(Rows):
                 self._hear(connection)
             except (psycopg.Error, OSError) as error:
                 if not self._stopped:
-                    logger.info("the connection that tells of news has gone: %s", error)
+                    logger.info("the connection that tells of news has gone: %s", said(error))
             finally:
                 self.tells = False
                 connection.close()
@@ -216,11 +216,7 @@ class PostgresLog(Rows):
         self._worker_id = lease.worker_id
         row = (lease.worker_id, VERSION, encode_row(entries), lease.worker_id, lease.epoch)
         if not endings:
-            with raw.pipeline() as pipeline:
-                appended = raw.execute(_APPEND, row)
-                pipeline.sync()  # which ends the transaction
-                raw.execute(_NOTIFY)
-            if appended.rowcount != 1:
+            if self._append_and_notify(raw, row) != 1:
                 raise Fenced(lease.worker_id)
             return
         ask = executor(raw)
@@ -235,6 +231,28 @@ class PostgresLog(Rows):
         except psycopg.Error:  # the append stands; others look for it within SAFETY
             self.close()
             self._open()
+
+    @staticmethod
+    def _append_and_notify(raw: Postgres, row: tuple[Any, ...]) -> int:
+        """:returns: how many rows were appended."""
+        appended = 0
+        lost: psycopg.Error | None = None
+        try:
+            with raw.pipeline() as pipeline:
+                try:
+                    cursor = raw.execute(_APPEND, row)
+                    pipeline.sync()  # which ends the transaction
+                    appended = cursor.rowcount
+                    raw.execute(_NOTIFY)
+                except psycopg.Error as error:
+                    if not raw.closed:
+                        raise
+                    lost = error  # the pipeline would warn of it in words that say nothing; whoever asked is told
+        except psycopg.Error as error:
+            raise lost or error from None
+        if lost is not None:
+            raise lost
+        return appended
 
     def _news(self, raw: Postgres) -> list[Entry]:
         self._told = False  # first: what is told from here on may be missed by the query

@@ -67,6 +67,9 @@ _WRONG = re.compile(
 _LATER = re.compile(r"starting up|shutting down|recovery|too many|remaining connection slots|timeout", re.IGNORECASE)
 """Words of the server in its own language; in another one a fault is waited for, and the log says what it is."""
 
+_TIMED_OUT = re.compile(r"no answer within|timed out")
+"""Ours and the kernel's words for a peer that is silent: whoever has waited for that does not wait once more."""
+
 
 def _original(module: str, name: str) -> Any:
     if tasks.cooperative():
@@ -293,4 +296,4 @@ def lost(fault: BaseException) -> bool:
     return isinstance(
         fault,
         psycopg.errors.AdminShutdown | psycopg.errors.CrashShutdown | psycopg.errors.IdleInTransactionSessionTimeout,
-    ) or (type(fault) is psycopg.OperationalError and "no answer within" not in str(fault))
+    ) or (type(fault) is psycopg.OperationalError and not _TIMED_OUT.search(str(fault)))
