@@ -172,15 +172,8 @@ def test_twenty_equal_posts_at_once_ask_the_model_once(chat_server: Server, mode
 def test_stop_through_the_other_worker_closes_the_model_within_300_ms(
     chat_server: Server, model: Running, moment: str, directive: dict[str, Any]
 ) -> None:
-    """Where a database server has its part in it the best of five counts: with other tests beside this one it is a
-    matter of who has the processors, and four in five that are late are no proof that a fifth could not be in time.
-    """
-    took = []
-    for _ in range(1 if chat_server.backend.name == "sqlite" else 5):
-        took.append(stop_through_the_other(chat_server, model, {**directive, "tag": uuid.uuid4().hex}))
-        if took[-1] < 0.3:
-            return
-    raise AssertionError(f"{moment}: {took} s")
+    took = stop_through_the_other(chat_server, model, {**directive, "tag": uuid.uuid4().hex})
+    assert took < 0.3, moment
 
 
 def stop_through_the_other(chat_server: Server, model: Running, directive: dict[str, Any]) -> float:
@@ -194,6 +187,8 @@ def stop_through_the_other(chat_server: Server, model: Running, directive: dict[
             break
     other = next(pid for pid in chat_server.workers() if pid != stream.worker)
     connection = client.connect_to(other)
+    # Or Stop would open the chat there first, and its database, which deploy/gunicorn.conf.py does before all requests.
+    client.request("GET", "/conversations", connection=connection).json()
     asked_at = time.monotonic()
     answer = client.stop(stream.run_id, connection=connection)
     assert answer["state"] == "stopped"

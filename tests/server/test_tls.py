@@ -19,7 +19,7 @@ from flaskchat.store import migrate
 from flaskchat.store.kinds import open_database
 from tests.backends import Backend, PostgresServer, RedisServer, opened
 from tests.conftest import Server
-from tests.programs import free_port
+from tests.programs import free_port, program
 from tests.server.badmodel import Running
 from tests.server.checker import judge
 from tests.server.checks import FAULTY
@@ -50,7 +50,7 @@ class Authority:
         )  # fmt: skip
 
     def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True, timeout=30)
+        subprocess.run([program("openssl"), *arguments], cwd=self.folder, check=True, capture_output=True, timeout=30)
 
 
 class SafePostgres(PostgresServer):
