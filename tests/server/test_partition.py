@@ -1,6 +1,8 @@
 """The network between the workers and their database servers fails without a word: the servers are on a machine of
 their own, a network namespace, and the cable to it is pulled (P1, P2, P3). A server that stands still answers nothing
 either, but its kernel does; here even that is silent, and a node may be cut off alone while the other one goes on.
+
+Only in the long form (`tests/run --long`).
 """
 
 from __future__ import annotations
@@ -162,7 +164,7 @@ def pass_time(until: float) -> None:
             return
 
 
-@pytest.mark.backends("postgres+redis", long=("sqlite+redis", "postgres"))
+@pytest.mark.backends(long=("postgres+redis", "sqlite+redis", "postgres"))
 def test_replies_outlive_a_partition_and_nobody_waits_in_silence(
     serve: Serve, model: Running, backend: Backend, line: Cable, long: bool
 ) -> None:
@@ -208,7 +210,7 @@ def test_replies_outlive_a_partition_and_nobody_waits_in_silence(
     judge(history, server, model)
 
 
-@pytest.mark.backends("postgres", long=("postgres+redis",))
+@pytest.mark.backends(long=("postgres", "postgres+redis"))
 def test_the_replies_of_a_node_that_is_cut_off_end_at_the_other_and_what_it_appends_late_is_refused(
     serve: Serve, model: Running, backend: Backend, lines: list[Cable], line: Cable, tmp_path: Path
 ) -> None:
