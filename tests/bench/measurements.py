@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import statistics
 import time
@@ -22,6 +23,8 @@ CPU = "CPU, µs per token"
 PER_EVENT = "CPU, µs per delivered event"
 MEMORY = "memory, kB per reply"
 PER_STREAM = "memory, kB per stream"
+SILENCE = 0.1
+"""Seconds without anything to do, so that what went before has no part in what is measured."""
 P50, P99 = "delay p50, ms", "delay p99, ms"
 COSTS = frozenset({CPU, PER_EVENT, MEMORY, PER_STREAM})
 """Figures that are compared with the first peer's, by their ratio; the others stand for themselves."""
@@ -114,10 +117,14 @@ def most(bench: Bench, subject: Subject) -> Figures:
 
 
 def first_event(bench: Bench, subject: Subject) -> Figures:
-    """One question after the other, of models that say one word."""
+    """One question after the other, of models that say one word, with a silence before each."""
     with subject.running(bench.folder, bench.model_url) as running, bench.warm(running, 0) as (_, load):
-        first = opened(load, [[bench.count(100), *ASK]], at_once=1)["first_ms"]
-        return {"question to first event, p50, ms": first["p50"], "p99, ms": first["p99"]}
+        took = []
+        for _ in range(bench.count(100)):
+            time.sleep(SILENCE)
+            took.append(opened(load, [[1, *ASK]], at_once=1)["first_ms"]["p50"])
+        took.sort()
+        return {"question to first event, p50, ms": statistics.median(took), "p99, ms": quantile(took, 0.99)}
 
 
 # -- readers -----------------------------------------------------------------------------------------------------------
@@ -233,7 +240,14 @@ def seconds_of(port: int, path: str, *, events: int | None = None) -> float:
 
 
 def start(bench: Bench, subject: Subject) -> Figures:
-    with subject.running(bench.folder, bench.model_url) as running:
+    """On a database that is there; making it, once, is another thing."""
+    started = functools.partial(subject.running, bench.folder, bench.model_url)
+    if isinstance(subject, Flaskchat):
+        database = bench.folder / f"start-{time.monotonic_ns()}.sqlite3"
+        started = functools.partial(started, FLASKCHAT_DATABASE_URL=f"sqlite:///{database}")
+        with started():
+            pass
+    with started() as running:
         time.sleep(1)
         memory = machine.memory(running.pids())
         return {
