@@ -7,7 +7,8 @@ Deliberate choices; do not change one without reading why:
     stands still. A connection whose command was given up is closed, since its answer may come yet.
  2. Names are looked up before libpq is given the address: libpq would do it while it holds the interpreter's lock.
  3. The network is not trusted to tell of its end: what is sent must be acknowledged within PARTITION, and keepalives
-    find a silent partition in about as long.
+    find a silent partition in about as long. The server is asked to do the same, or a node that was cut off would keep
+    its locks there, that of its lease too, for hours.
  4. A server gives up by itself as well (`statement_timeout`, `lock_timeout`, `idle_in_transaction_session_timeout`), so
     that a process which stands still within a transaction does not keep its locks for longer than a few seconds.
  5. A connection that has lain idle is looked at before it is used: a server that went has said so by then, and the
@@ -56,6 +57,11 @@ HELD = 3.0
 """Seconds that a transaction may stand still between two statements."""
 MARGIN = 2.0
 """Seconds that the server has beyond its own timeouts to say that they have passed."""
+_THERE = {
+    "tcp_keepalives_idle": "1", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "2",
+    "tcp_user_timeout": str(int(PARTITION * 1000)),
+}  # fmt: skip
+"""The server's own end: between a statement and its Sync none of its timeouts counts, only that it finds us gone."""
 LOCKS = 0x666C6368
 """The first key of our advisory locks ("flch"): the server has one space for them for all that use the database."""
 MIGRATING = 1
@@ -219,7 +225,7 @@ class PostgreSQL(Database):
         """
         settings = {
             "statement_timeout": _milliseconds(patience), "lock_timeout": _milliseconds(min(patience, self.timeout)),
-            "idle_in_transaction_session_timeout": _milliseconds(HELD),
+            "idle_in_transaction_session_timeout": _milliseconds(HELD), **_THERE,
         }  # fmt: skip
         found = connect(self._parameters, settings, patience=patience + MARGIN, autocommit=autocommit)
         self.version = found.info.parameter_status("server_version") or self.version
