@@ -7,6 +7,7 @@ is taken over (`outlet`), and whoever wakes it writes. Both take from the same c
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from .limits import Visitor
 from .live import LiveRun
 from .outlet import HandedOver, Offer, Outlet
 from .poller import HANGUP, Poller
+
+logger = logging.getLogger("flaskchat")
 
 PIECES = 4
 """Writes to a reader that is behind before others have their turn."""
@@ -183,7 +186,10 @@ class Reader:
                 self._keeper.poller.modify(self.fd, writing=writing)
 
     def _catch_up(self) -> None:
-        self._first = self._keeper.from_log(self)
+        try:
+            self._first = self._keeper.from_log(self)
+        except Exception:  # it must not stay here, waiting for nobody; its client comes back
+            logger.exception("a reader of run %s could not be given what the log has", self.run.run_id)
         self._writing = False
         if self._first:
             self.push()

@@ -149,6 +149,18 @@ class Node(Peer):
         return [self._node, str(PEERS / "relay.mjs")]
 
 
+class Pipe(Peer):
+    """No relay: what a Python process pays for taking bytes in and giving them out."""
+
+    name = "a pipe in Python"
+
+    def prepare(self) -> None:
+        self.version = ".".join(map(str, sys.version_info[:3]))
+
+    def command(self, port: int) -> list[str]:
+        return [sys.executable, str(PEERS / "pipe.py")]
+
+
 class PythonPeer(Peer):
     """In an environment of its own: ours has none of its packages."""
 
@@ -198,4 +210,4 @@ class FastAPI(PythonPeer):
         ]  # fmt: skip
 
 
-ALL: tuple[Subject, ...] = (Flaskchat(), Go(), Node(), PlainFlask(), FastAPI())
+ALL: tuple[Subject, ...] = (Flaskchat(), Go(), Node(), Pipe(), PlainFlask(), FastAPI())
