@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from flaskchat.errors import ConfigurationError  # noqa: E402
+from flaskchat.log.link import where  # noqa: E402
+from flaskchat.state import State  # noqa: E402
+from flaskchat.store.kinds import open_database  # noqa: E402
 
 
 def fail(words: str) -> None:
@@ -41,26 +44,38 @@ def check_address(host: str, port: str) -> None:
         fail(f"cannot listen on {host}, port {port}: {error.strerror}")
 
 
+def check_servers(state: State) -> None:
+    """What every worker would find out by itself, with a traceback each: a driver that is missing, a wrong address.
+
+    :raises ConfigurationError: connects to nothing yet, so that a server may come later than this one.
+    """
+    open_database(state.database_url, timeout=1)
+    if state.settings.redis_url is not None:
+        where(state.settings.redis_url)
+
+
 def main() -> None:
     host = os.environ.get("HOST") or "127.0.0.1"
     port = os.environ.get("PORT") or "8000"
     if os.environ.get("LISTEN_FDS"):
-        where = "the socket that systemd handed over"
+        address = "the socket that systemd handed over"
     elif host.startswith("unix:"):
-        where = host
+        address = host
     else:
         check_address(host, port)
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        where = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+        address = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
         if shown != host:
-            where += ", and on every other address of this machine"
+            address += ", and on every other address of this machine"
     try:
         from wsgi import app  # makes it, so that a wrong setting is told here and not by every worker
+
+        check_servers(app.extensions["flaskchat"])
     except ConfigurationError as error:
         fail(str(error))
     model = app.extensions["flaskchat.answering"]
     print(f"flaskchat answers with {model.model}, {model.why}", flush=True)
-    print(f"flaskchat listens on {where}", flush=True)
+    print(f"flaskchat listens on {address}", flush=True)
     os.environ.update(model.settings)
     gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), *sys.argv[1:]]
     os.execv(sys.executable, gunicorn)  # noqa: S606  the same process, so signals and systemd's sockets reach it

@@ -185,12 +185,28 @@ def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
         ({"PORT": "70000"}, "PORT='70000'"),
         ({"HOST": "not an address"}, "HOST='not an address'"),
         ({"FLASKCHAT_HEARTBEAT": "often"}, "FLASKCHAT_HEARTBEAT='often'"),
+        ({"FLASKCHAT_DATABASE_URL": "mysql://host/chat"}, "FLASKCHAT_DATABASE_URL='mysql://host/chat'"),
+        ({"FLASKCHAT_REDIS_URL": "redis://host:none"}, "FLASKCHAT_REDIS_URL"),
     ],
 )
 def test_a_wrong_setting_is_told_before_gunicorn_starts(tmp_path: Path, environ: dict[str, str], words: str) -> None:
     done = start(tmp_path, **{"PORT": free_port(), "FLASKCHAT_MODEL": "guide", **environ})
     assert done.returncode == 1
     assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "url"),
+    [("psycopg", "FLASKCHAT_DATABASE_URL=postgresql://localhost/chat"), ("redis", "FLASKCHAT_REDIS_URL=redis://localhost")],
+)
+def test_a_driver_that_is_missing_is_told_with_how_to_get_it(tmp_path: Path, driver: str, url: str) -> None:
+    (tmp_path / f"{driver}.py").write_text("raise ImportError('there is none')\n")
+    name, _, value = url.partition("=")
+    done = start(tmp_path, PORT=free_port(), FLASKCHAT_MODEL="guide", PYTHONPATH=str(tmp_path), **{name: value})
+    assert done.returncode == 1
+    assert name in done.stderr
+    assert "pip install 'flaskchat[" in done.stderr
     assert "Traceback" not in done.stderr
 
 
