@@ -19,7 +19,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from . import metrics, tasks
 from .feed import Feed
@@ -40,11 +39,6 @@ BREATH = 500
 """Entries of the log that are taken in before others may run."""
 TURNS = 400
 """Sources that are read, or readers that are written to, before others may run."""
-
-
-class Ready(Protocol):
-    def on_ready(self, gone: bool) -> None:
-        """Its descriptor is ready: the client hung up (`gone`), or can be sent more."""
 
 
 class Pump:
@@ -83,6 +77,8 @@ class Pump:
         self._again: list[Feed] = []
         self._news: list[Entry] = []
         self._following = False
+        self._ear: int | None = None
+        """The log's descriptor that tells of what others append, while somebody here waits for that."""
         self._moving = False
         """Whether the last tick brought something: then the next one looks without waiting for a socket first."""
         self._needed_at = 0.0
@@ -92,8 +88,6 @@ class Pump:
 
     def start(self) -> None:
         self._task = tasks.spawn(self._run, name="flaskchat-pump")
-
-    # -- from other tasks ------------------------------------------------------------------------------------------
 
     def add(self, feed: Feed) -> None:
         """Take a new run in; its start event goes out with the next tick."""
@@ -179,8 +173,6 @@ class Pump:
             self.poller.close()
         self.log.calls.close()
 
-    # -- the tick --------------------------------------------------------------------------------------------------
-
     def _run(self) -> None:
         last = 0.0
         try:
@@ -210,10 +202,11 @@ class Pump:
             return 0.0
         if self._touched or self._again:
             return STOP_POLL if self.unavailable_since is not None else 0.0
-        if not self.log.tells and self.live.watchers:
+        told = self.log.tells or self._ear is not None
+        if not told and self.live.watchers:
             return TICK
         if self.feeds:
-            return self._check_period if self.log.tells else min(STOP_POLL, self._check_period)
+            return self._check_period if told else min(STOP_POLL, self._check_period)
         return self._check_period if self.busy() else IDLE
 
     def _tick(self, now: float) -> None:
@@ -289,6 +282,7 @@ class Pump:
         self._moving = False
         if self.feeds:
             self._needed_at = now
+        self._listen(self.live.watchers > 0 or bool(self.feeds))
         follow = self.live.watchers > 0 or self.busy() or now - self._needed_at < UNFOLLOW_AFTER
         if not moved and not follow:
             self._stop_following()
@@ -379,6 +373,21 @@ class Pump:
             if self.on_ended is not None:
                 self.on_ended(feed)
         feed.live.wake()
+
+    def _listen(self, wanted: bool) -> None:
+        """Before the log is looked at, so that nothing falls in between."""
+        if wanted is not (self._ear is not None):
+            ear = self.log.listen(wanted)
+            if wanted and ear is not None:
+                self._ear = ear
+                self.poller.register(ear, READ, self)
+            elif self._ear is not None:
+                self.poller.unregister(self._ear)
+                self._ear = None
+
+    def on_ready(self, gone: bool) -> None:
+        """The log's descriptor is readable."""
+        self.log.heard()
 
     def _stop_following(self) -> None:
         if self._following:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,9 @@ class Memory:
         self.at_once = 1000
         """How many of them a turn returns."""
         self.before: list[Entry] = []
+        self.pipe: tuple[int, int] | None = None
+        """By which it tells that others have appended something."""
+        self.listened = False
 
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         if self.unavailable:
@@ -63,6 +67,14 @@ class Memory:
 
     def follow(self) -> list[Entry]:
         return self.before
+
+    def listen(self, wanted: bool) -> int | None:
+        self.listened = wanted
+        return self.pipe[0] if wanted and self.pipe is not None else None
+
+    def heard(self) -> None:
+        assert self.pipe is not None
+        os.read(self.pipe[0], 100)
 
     def unfollow(self) -> None:
         pass

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from flaskchat.live import LiveRun
 from flaskchat.log.base import Append, Entry
 from flaskchat.models import Delta, Done
+from flaskchat.pump import IDLE, TICK
 from tests.test_pump import Bench
 
 
@@ -98,3 +101,43 @@ def test_what_was_appended_is_not_appended_again_because_others_events_could_not
     bench.put(feed, source, Done())
     bench.tick(2)
     assert bench.log.text("run_a") == "Hello" == bench.log.endings[0].text
+
+
+class Bell:
+    def wake(self) -> None:
+        pass
+
+
+@pytest.fixture
+def pipe(bench: Bench) -> Iterator[int]:
+    """Where to write a byte for `others have appended something`."""
+    read, write = os.pipe()
+    bench.log.pipe = (read, write)
+    yield write
+    os.close(read)
+    os.close(write)
+
+
+def test_who_waits_for_others_is_told_by_the_log_and_does_not_look_each_tick(bench: Bench, pipe: int) -> None:
+    run = bench.live.add(LiveRun("run_x", own=False))
+    assert bench.pump._patience() == IDLE
+    bench.pump.attend(run, bell := Bell())
+    bench.tick()
+    assert bench.log.listened
+    assert bench.pump._patience() > TICK
+    bench.log.others = [Append("run_x", 1, [b"a"])]
+    os.write(pipe, b"!")
+    began = time.monotonic()
+    bench.pump.poller.wait(10)
+    assert time.monotonic() - began < 5
+    bench.tick()
+    assert run.last_seq == 1
+    bench.live.unwatch(run, bell)
+    bench.tick()
+    assert not bench.log.listened
+
+
+def test_a_log_that_cannot_tell_is_looked_at_each_tick(bench: Bench) -> None:
+    bench.pump.attend(bench.live.add(LiveRun("run_x", own=False)), Bell())
+    bench.tick()
+    assert bench.pump._patience() == TICK

@@ -100,6 +100,16 @@ class Log(Protocol):
     def stop(self) -> None:
         """End that; called from a task, before `close`."""
 
+    def listen(self, wanted: bool) -> int | None:
+        """Whether to be told by a descriptor: it is readable from now on when others have appended something, until
+        `heard` is called.
+
+        :returns: the descriptor; None where there is none.
+        """
+
+    def heard(self) -> None:
+        """Take what the descriptor tells."""
+
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         """Append what one tick brought and, for runs that ended, finish them in the store: all of it or nothing. Then
         return what others have appended since the last turn, or, where that is much, the first of it (`behind`).

@@ -7,14 +7,18 @@ Deliberate choices; do not change one without reading why:
     commit in one call into C, so that the thread needs the interpreter's lock once.
  3. The connection's `busy_timeout` is short: the tick comes again, and must not miss heartbeats and Stop meanwhile.
  4. `PRAGMA data_version` changes only by others' commits. It needs no lock and no row, so looking costs a few µs.
- 5. A run that ended is finished in the store and its terminal event appended in the same transaction. Rows are pruned
+ 5. Who has appended rings a bell (bell.py), once a tick, and who waits for others looks then; each tick only where
+    nothing can be heard. A ring that was lost costs no more than a look that comes with the next check.
+ 6. A run that ended is finished in the store and its terminal event appended in the same transaction. Rows are pruned
     some time after, so that a follower which was held up still finds them; one held up for longer asks the store.
- 6. Ids are AUTOINCREMENT: they only grow, also when the newest rows have been deleted. SQLite has one writer, so
+ 7. Ids are AUTOINCREMENT: they only grow, also when the newest rows have been deleted. SQLite has one writer, so
     a row with a smaller id never appears after one with a larger.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,8 +28,11 @@ from sqlalchemy.engine import Connection
 from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.sqlite import SQLite
-from .base import Append, Entry, LogUnavailable
+from .base import Append, Control, Entry, LogUnavailable
+from .bell import Bell
 from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
+
+logger = logging.getLogger("flaskchat")
 
 T = TypeVar("T")
 
@@ -63,6 +70,39 @@ class Journal(Rows):
         self._following = False
         self._seen_version = -1
         self._worker_id = ""
+        self._bell: Bell | None = None
+        self._deaf = False
+        """Whether there is nothing to listen with."""
+        with contextlib.suppress(OSError):
+            self._bell = Bell(f"{database.path}-bell")
+
+    def listen(self, wanted: bool) -> int | None:
+        if self._bell is None or self._deaf:
+            return None
+        try:
+            return self._bell.listen(wanted)
+        except OSError as error:
+            logger.info("nobody tells of what is new in the journal, which is asked for it instead: %s", error)
+            self._deaf = True
+            return None
+
+    def heard(self) -> None:
+        if self._bell is not None:
+            self._bell.heard()
+
+    def _ring(self) -> None:
+        if self._bell is not None:
+            self._bell.ring()
+
+    def announce(self, entry: Control) -> None:
+        super().announce(entry)
+        self._ring()
+
+    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
+        try:
+            return super().end(lease, ending, last)
+        finally:
+            self._ring()
 
     def _open(self) -> Any:
         if self._raw is None:
@@ -78,7 +118,7 @@ class Journal(Rows):
         except (self._file.module.Error, exc.DBAPIError) as error:
             original = getattr(error, "orig", error)
             if "locked" not in str(original) and "busy" not in str(original):
-                self.close()  # a connection that failed is not trusted again
+                self._disconnect()  # a connection that failed is not trusted again
             elif self._raw is not None and self._raw.in_transaction:
                 self._raw.rollback()
             raise LogUnavailable(str(original)) from error
@@ -107,6 +147,8 @@ class Journal(Rows):
                     if raw.in_transaction:
                         raw.execute("ROLLBACK")
                     raise
+            self._ring()
+            self.heard()  # that was ourselves; what others have appended before is read now
         if not self._following:
             return []
         try:
@@ -149,6 +191,12 @@ class Journal(Rows):
         return self._guard(lambda: pick(run_id, self._open().execute(_RUN, (run_id, CONTROL, run_id))))
 
     def close(self) -> None:
+        self._disconnect()
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
+
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
         self._connection = self._raw = None

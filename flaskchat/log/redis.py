@@ -118,6 +118,12 @@ class RedisLog:
         self._tail.start(streams.parse_id(rows[-1][0]) if rows else (since, 0))
         return streams.controls(rows, now_ms)
 
+    def listen(self, wanted: bool) -> int | None:
+        return None
+
+    def heard(self) -> None:
+        pass
+
     def unfollow(self) -> None:
         self._tail.stop()
 

@@ -80,6 +80,12 @@ class Rows:
     def stop(self) -> None:
         pass
 
+    def listen(self, wanted: bool) -> int | None:
+        return None
+
+    def heard(self) -> None:
+        pass
+
     def unfollow(self) -> None:
         """What comes meanwhile is in the rows."""
 
