@@ -112,3 +112,13 @@ def test_who_cannot_listen_can_ring(make: Callable[[], Rooms], monkeypatch: pyte
     other.append(other.begin(), "word")
     assert told(fd, 10)
     assert other.journal.listen(False) is None
+
+
+def test_who_cannot_ring_appends_all_the_same_and_says_so(
+    make: Callable[[], Rooms], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "chat.sqlite3-bell").mkdir()
+    rooms = make()
+    assert "cannot tell others" in caplog.text
+    assert rooms.journal.listen(True) is None
+    rooms.append(rooms.begin(), "word")

@@ -17,7 +17,6 @@ Deliberate choices; do not change one without reading why:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -73,8 +72,10 @@ class Journal(Rows):
         self._bell: Bell | None = None
         self._deaf = False
         """Whether there is nothing to listen with."""
-        with contextlib.suppress(OSError):
+        try:
             self._bell = Bell(f"{database.path}-bell")
+        except OSError as error:
+            logger.warning("this process cannot tell others of new events, who look for them instead: %s", error)
 
     def listen(self, wanted: bool) -> int | None:
         if self._bell is None or self._deaf:
@@ -82,7 +83,7 @@ class Journal(Rows):
         try:
             return self._bell.listen(wanted)
         except OSError as error:
-            logger.info("nobody tells of what is new in the journal, which is asked for it instead: %s", error)
+            logger.warning("this process is not told of new events, and looks for them instead: %s", error)
             self._deaf = True
             return None
 
