@@ -56,7 +56,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(wanted, values, indirect=True, ids=[value[0] for value in values])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        markers = [(item, item.get_closest_marker("backends")) for item in items]
+        others = [item for item, marker in markers if marker is not None and not marker.args]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     in_order(items)
 
 

@@ -30,12 +30,14 @@ http {{
 """
 NGINX_SITE = "server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{to}; {more} }} }}"
 # haproxy has no timeouts of its own and asks for some; these are what Debian's and the documentation's example have.
+# Without http-no-delay it has the kernel hold a chunk back for 200 ms: tokens come in lumps. deploy/README.md says so.
 HAPROXY = """
 defaults
     mode http
     timeout connect 5s
     timeout client {patience}s
     timeout server {patience}s
+    option http-no-delay
 frontend public
     bind 127.0.0.1:{port}
     default_backend chat

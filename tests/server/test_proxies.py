@@ -89,7 +89,8 @@ def test_tokens_come_one_by_one_and_stop_works_through_a_proxy_as_it_comes(
     reading.rest()
     deltas = [event.at for event in reading.events if event.event == "delta"]
     assert len(deltas) >= 20
-    assert deltas[-1] - deltas[0] > 1.5, "they came in a lump"
+    # 50 ms lie between two of them where nothing holds them up, and nothing where they were collected
+    assert sum(later - earlier > 0.02 for earlier, later in pairwise(deltas)) >= 10, "they came in a lump"
     assert sorted(later - earlier for earlier, later in pairwise(deltas))[len(deltas) * 9 // 10] < 0.5, "in lumps"
     long = visitor.ask(tokens=4000, rate=20)
     long.take(3)
