@@ -20,7 +20,7 @@ from typing import Any  # noqa: E402
 chdir = str(Path(__file__).resolve().parent.parent)
 wsgi_app = "wsgi:app"
 
-# A stream is a greenlet, not a thread or a process: a thousand of them fit into one worker.
+# A stream costs neither a thread nor a process, and a greenlet only until it has begun: thousands fit into one worker.
 worker_class = "gevent"
 
 # Two, so that one serves while the other is replaced, and a second core is used. gunicorn's own default is one.

@@ -1,5 +1,10 @@
 """Streaming chat for Flask: replies over server-sent events that survive a reload, a deploy and a killed worker."""
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("flaskchat needs Linux or macOS; on Windows use WSL")
+
 from .errors import ConfigurationError, FlaskChatError, ModelError, RequestError
 from .extension import FlaskChat
 from .models import Request, Turn
