@@ -18,6 +18,7 @@ from flaskchat.errors import ConfigurationError  # noqa: E402
 from flaskchat.log.link import where  # noqa: E402
 from flaskchat.state import State  # noqa: E402
 from flaskchat.store.kinds import open_database  # noqa: E402
+from flaskchat.store.sqlite import sqlite_module  # noqa: E402
 
 
 def fail(words: str) -> None:
@@ -49,12 +50,16 @@ def check_servers(state: State) -> None:
 
     :raises ConfigurationError: connects to nothing yet, so that a server may come later than this one.
     """
-    open_database(state.database_url, timeout=1)
+    if state.database_url.startswith("sqlite"):
+        sqlite_module()  # the file is the workers' to make, as their user
+    else:
+        open_database(state.database_url, timeout=1)
     if state.settings.redis_url is not None:
         where(state.settings.redis_url)
 
 
 def main() -> None:
+    os.chdir(ROOT)  # as gunicorn.conf.py does: a relative path means the same here and in the workers
     host = os.environ.get("HOST") or "127.0.0.1"
     port = os.environ.get("PORT") or "8000"
     if os.environ.get("LISTEN_FDS"):

@@ -77,6 +77,7 @@ class Pump:
         self._again: list[Feed] = []
         self._news: list[Entry] = []
         self._following = False
+        self._listening = False
         self._ear: int | None = None
         """The log's descriptor that tells of what others append, while somebody here waits for that."""
         self._moving = False
@@ -129,9 +130,7 @@ class Pump:
         look = tasks.Answer()
         self._looks.append(look)
         self.poller.ring()
-        if not self._closing:
-            return look.wait()
-        return False
+        return not self._closing and look.wait()
 
     def attend(self, run: LiveRun, bell: Bell) -> None:
         """Ring `bell` whenever the run moves; another worker's run is looked for in the log from now on."""
@@ -193,8 +192,8 @@ class Pump:
                     tasks.sleep(0.1)
         finally:
             self._closing = True
-            for look in self._looks:
-                look.give(False)
+            while self._looks:  # others may add to them
+                self._looks.popleft().give(False)
 
     def _patience(self) -> float:
         """Seconds that may be waited for a socket or the bell."""
@@ -207,7 +206,7 @@ class Pump:
             return TICK
         if self.feeds:
             return self._check_period if told else min(STOP_POLL, self._check_period)
-        return self._check_period if self.busy() else IDLE
+        return self._check_period if self.live.watchers or self.busy() else IDLE
 
     def _tick(self, now: float) -> None:
         looks = [self._looks.popleft() for _ in range(len(self._looks))]  # others may add to them
@@ -224,8 +223,11 @@ class Pump:
             refused, came = self._commit(now, lease, touched, bool(looks))
         finally:
             self.readable = came
-            for look in looks:
-                look.give(came)
+            if came and self.log.behind:
+                self._looks.extendleft(reversed(looks))  # what they wait for is not all here yet
+            else:
+                for look in looks:
+                    look.give(came)
         if refused is None:
             if self.unavailable_since is not None:
                 logger.warning("the log can be used again after %.1f s", now - self.unavailable_since)
@@ -313,9 +315,11 @@ class Pump:
             if number % TURNS == 0:
                 tasks.sleep(0)
         self._take_in()
-        while came and self.log.behind:
+        until = time.monotonic() + TICK
+        while came and self.log.behind and time.monotonic() < until:
             came = self.log.calls.call(self._read_on)
             self._take_in()
+        self._moving = self._moving or (came and self.log.behind)  # the rest with the next ticks: ours have their turn
         return refused, came
 
     def _keep(self, moved: list[tuple[Feed, list[bytes], bool]]) -> None:
@@ -376,17 +380,17 @@ class Pump:
 
     def _listen(self, wanted: bool) -> None:
         """Before the log is looked at, so that nothing falls in between."""
-        if wanted is not (self._ear is not None):
-            ear = self.log.listen(wanted)
-            if wanted and ear is not None:
-                self._ear = ear
-                self.poller.register(ear, READ, self)
-            elif self._ear is not None:
-                self.poller.unregister(self._ear)
-                self._ear = None
+        if wanted is self._listening:
+            return
+        ear = self.log.calls.call(self.log.listen, wanted)
+        self._listening = wanted
+        if ear is not None and wanted:
+            self.poller.register(ear, READ, self)
+        elif self._ear is not None:
+            self.poller.unregister(self._ear)
+        self._ear = ear if wanted else None
 
     def on_ready(self, gone: bool) -> None:
-        """The log's descriptor is readable."""
         self.log.heard()
 
     def _stop_following(self) -> None:

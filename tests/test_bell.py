@@ -12,7 +12,7 @@ import pytest
 from flaskchat.log.base import Append, Stop
 from flaskchat.log.bell import Bell
 from flaskchat.store.base import Lease
-from tests.rooms import Rooms, ending_of
+from tests.rooms import Rooms, ending_of, worker_rooms
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux'")
 
@@ -57,6 +57,28 @@ def test_nobody_is_told_who_does_not_listen(bells: tuple[Bell, Bell]) -> None:
     assert told(fd, 10)
 
 
+def test_who_listens_anew_rings_where_the_others_listen(bells: tuple[Bell, Bell], tmp_path: Path) -> None:
+    old, other = bells
+    (tmp_path / "bell").unlink()
+    new = Bell(str(tmp_path / "bell"))
+    fd = new.listen(True)
+    other.listen(True)
+    other.ring()
+    assert told(fd, 10)
+    new.close()
+    assert not told(old.listen(True))
+
+
+def test_nothing_is_written_by_a_bell_that_was_closed(tmp_path: Path) -> None:
+    bell = Bell(str(tmp_path / "bell"))
+    number = bell._file
+    bell.close()
+    with (tmp_path / "another").open("w+b", buffering=0) as file:
+        assert file.fileno() == number
+        bell.ring()
+        assert file.read() == b""
+
+
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Bell(str(tmp_path / "none" / "bell"))
@@ -85,6 +107,19 @@ def test_a_journal_tells_of_what_others_append_and_not_of_its_own(make: Callable
     mine.journal._disconnect()  # as after a fault
     other.append(theirs, "more")
     assert told(fd, 10)
+
+
+def test_workers_that_name_the_database_by_a_link_hear_each_other(tmp_path: Path) -> None:
+    with worker_rooms(tmp_path / "chat.sqlite3") as make:
+        mine = make()
+        (tmp_path / "link").mkdir()
+        (tmp_path / "link" / "other.sqlite3").symlink_to(tmp_path / "chat.sqlite3")
+        with worker_rooms(tmp_path / "link" / "other.sqlite3") as make_other:
+            other = make_other()
+            fd = mine.journal.listen(True)
+            assert fd is not None
+            other.append(other.begin(), "word")
+            assert told(fd, 10)
 
 
 def test_the_end_of_a_dead_worker_s_run_is_told_of(make: Callable[[], Rooms]) -> None:

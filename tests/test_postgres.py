@@ -167,6 +167,29 @@ def test_a_listener_is_told_of_what_others_append_and_not_of_its_own(two: tuple[
 # -- leases ----------------------------------------------------------------------------------------------------------
 
 
+class Rings:
+    """A connection on which somebody tells of something new while a query runs."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+
+    def cursor(self, binary: bool) -> Rings:
+        return self
+
+    def execute(self, *query: object) -> Rings:
+        self._ring()
+        return self
+
+    def fetchall(self) -> list[Any]:
+        return []
+
+
+def test_what_is_told_of_during_a_look_is_looked_for_once_more(make: Callable[[], Rooms]) -> None:
+    log = make().journal
+    log._news(Rings(log._ring))
+    assert log._told
+
+
 def test_a_takeover_waits_for_a_run_that_is_just_being_begun_and_ends_it(two: tuple[Rooms, Rooms]) -> None:
     lost, other = two
     lost.begin()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from flaskchat import pump as pumps
 from flaskchat.live import LiveRun
 from flaskchat.log.base import Append, Entry
 from flaskchat.models import Delta, Done
@@ -69,6 +70,38 @@ def test_a_refresh_takes_in_all_there_is_however_little_the_log_gives_at_once(be
     run = bench.live.get("run_x")
     assert run is not None
     assert run.last_seq == 50
+
+
+def test_while_a_long_log_is_taken_in_own_runs_have_their_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pumps, "TICK", 0.0)  # what may be taken in with one tick takes longer than that
+    bench.log.others = [Append("run_x", seq, [b"a"]) for seq in range(1, 51)]
+    bench.log.at_once = 3
+    feed, source = bench.run("run_a")
+    thread = threading.Thread(target=bench.pump.refresh)
+    thread.start()
+    until = time.monotonic() + 10
+    while not bench.pump._looks and time.monotonic() < until:
+        pass
+    bench.put(feed, source, Delta("Hello"))
+    bench.tick()
+    assert bench.log.text("run_a") == "Hello"
+    assert bench.log.others
+    assert bench.pump._moving
+    assert bench.pump._patience() == 0
+    assert thread.is_alive(), "what it waits for is not all here"
+    while thread.is_alive() and time.monotonic() < until:
+        bench.tick()
+    run = bench.live.get("run_x")
+    assert run is not None
+    assert run.last_seq == 50
+
+
+def test_who_waits_for_others_alone_does_not_rely_on_being_told(bench: Bench, pipe: int) -> None:
+    bench.pump.attend(bench.live.add(LiveRun("run_x", own=False)), Bell())  # a Stop, which is no reader
+    bench.tick()
+    assert bench.pump._patience() <= 0.5
 
 
 def test_a_log_that_fails_half_way_is_said_not_to_have_been_read(

@@ -102,7 +102,7 @@ class Log(Protocol):
 
     def listen(self, wanted: bool) -> int | None:
         """Whether to be told by a descriptor: it is readable from now on when others have appended something, until
-        `heard` is called.
+        `heard` is called. One of the pump's calls.
 
         :returns: the descriptor; None where there is none.
         """

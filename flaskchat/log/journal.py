@@ -18,6 +18,8 @@ Deliberate choices; do not change one without reading why:
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -72,10 +74,11 @@ class Journal(Rows):
         self._bell: Bell | None = None
         self._deaf = False
         """Whether there is nothing to listen with."""
-        try:
-            self._bell = Bell(f"{database.path}-bell")
-        except OSError as error:
-            logger.warning("this process cannot tell others of new events, who look for them instead: %s", error)
+        if sys.platform == "linux":
+            try:
+                self._bell = Bell(f"{os.path.realpath(database.path)}-bell")
+            except OSError as error:
+                logger.warning("this process cannot tell others of new events, who look for them instead: %s", error)
 
     def listen(self, wanted: bool) -> int | None:
         if self._bell is None or self._deaf:
@@ -92,18 +95,19 @@ class Journal(Rows):
             self._bell.heard()
 
     def _ring(self) -> None:
-        if self._bell is not None:
-            self._bell.ring()
+        bell = self._bell
+        if bell is not None:
+            bell.ring()
 
     def announce(self, entry: Control) -> None:
         super().announce(entry)
-        self._ring()
+        self._file.offload(self._ring)  # which may wait for the disk
 
     def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
         try:
             return super().end(lease, ending, last)
         finally:
-            self._ring()
+            self._file.offload(self._ring)
 
     def _open(self) -> Any:
         if self._raw is None:
@@ -193,9 +197,9 @@ class Journal(Rows):
 
     def close(self) -> None:
         self._disconnect()
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.close()
 
     def _disconnect(self) -> None:
         if self._connection is not None:

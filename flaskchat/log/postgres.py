@@ -268,7 +268,9 @@ class PostgresLog(Rows):
         except BaseException:
             self._told = True
             raise
-        self.behind = self._told = len(rows) == NEWS_ROWS
+        self.behind = len(rows) == NEWS_ROWS
+        if self.behind:  # never the other way: somebody may have told of more during the query
+            self._told = True
         self._looked_at = now
         return self._entries(rows)
 
