@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .log.base import Log
-from .store import change, usage
+from .store import change, forgotten, usage
 from .store.engine import Database
-from .store.schema import conversations, runs
+from .store.schema import conversations, requests, runs
 
 DAY = 86400.0
 OLD = 50
@@ -79,6 +79,7 @@ def older_than(database: Database, days: float) -> int:
 def chores(database: Database, retention_days: float) -> None:
     """What has to be forgotten from time to time."""
     database.write(usage.forget_old)
+    database.write(forgotten.forget_old)
     if retention_days:
         older_than(database, retention_days)
 
@@ -88,5 +89,7 @@ def _delete(c: Connection, which: sa.ColumnElement[bool]) -> Deleted | None:
     if not ids:
         return None
     theirs = c.execute(sa.select(runs.c.id, runs.c.first_row).where(runs.c.conversation_id.in_(ids))).all()
+    asked = sa.select(requests.c.owner, requests.c.client_id).join(runs, runs.c.id == requests.c.run_id)
+    forgotten.note(c, [(row.owner, row.client_id) for row in c.execute(asked.where(runs.c.conversation_id.in_(ids)))])
     c.execute(sa.delete(conversations).where(conversations.c.id.in_(ids)))
     return Deleted([row.id for row in theirs], min((row.first_row for row in theirs), default=0))

@@ -9,10 +9,12 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+from flaskchat import forget
 from flaskchat.log import rows
 from flaskchat.log.base import Append
 from flaskchat.log.rows import decode_row
 from flaskchat.store.schema import conversations, journal
+from flaskchat.store.schema import forgotten as forgotten_ids
 from flaskchat.testing import ChatClient
 from tests.hosts import host
 from tests.rooms import TABLES
@@ -152,3 +154,26 @@ def test_every_table_with_texts_is_emptied(tmp_path: Path) -> None:
             if table.name not in ("flaskchat_workers", "flaskchat_journal"):
                 count = sa.select(sa.func.count()).select_from(table)
                 assert database.read(lambda c, count=count: c.execute(count).scalar()) == 0, table.name
+
+
+def test_what_was_deleted_is_not_asked_again_by_a_copy_that_comes_late(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    body = {"message": {"id": "b7b4f3c6-late", "text": "hello"}}
+    with ChatClient(app) as chat, ChatClient(app) as other:
+        first = chat.client.post("/chat/conversation", json=body)
+        assert first.status_code == 200
+        assert first.data.endswith(b"\n\n")
+        listed = chat.client.get("/chat/conversations").json
+        (item,) = listed["items"]  # type: ignore[index]
+        assert chat.client.delete(f"/chat/conversations/{item['id']}").status_code == 204
+        for _ in range(2):
+            late = chat.client.post("/chat/conversation", json=body)
+            assert late.status_code == 404
+            assert late.json["code"] == "not_found"  # type: ignore[index]
+        assert chat.client.get("/chat/conversations").json["items"] == []  # type: ignore[index]
+        assert other.client.post("/chat/conversation", json=body).status_code == 200, "it is another's id"
+
+        database = app.extensions["flaskchat"].runtime.database
+        database.write(lambda c: c.execute(sa.update(forgotten_ids).values(at=time.time() - 2 * 86400)))
+        forget.chores(database, 0)
+        assert chat.client.post("/chat/conversation", json=body).status_code == 200

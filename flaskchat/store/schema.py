@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "flaskchat_version"
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration. Compared with the database at start, so that Alembic is imported only when there is work."""
 
 SEARCH = "flaskchat_search"
@@ -162,4 +162,12 @@ places = Table(
 )
 
 # One row: the oldest migration whose code can work on these tables. Written by migrations alone.
+forgotten = Table(
+    "flaskchat_forgotten",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("at", Float, nullable=False),
+    Index("flaskchat_forgotten_by_time", "at"),
+)
+
 compatible = Table("flaskchat_compatible", metadata, Column("oldest", String(32), nullable=False))

@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from ..errors import Invalid
-from . import change, search, usage
+from ..errors import Invalid, NotFound
+from . import change, forgotten, search, usage
 from .base import Begun, Command, Lease, Page, RunRow
 from .begin import Beginning
 from .engine import Database
@@ -70,6 +70,8 @@ class Store:
         known = self._known(c, owner, command)
         if known is not None:
             return known
+        if command.action == "send" and command.conversation_id is None and forgotten.has(c, owner, command.client_id):
+            raise NotFound("What was asked under this id has been deleted.")
         usage.check(c, owner, self._quota)
         begun = Beginning(c, owner, command, lambda: holding.ensure(c), pick).write()
         usage.note(c, begun, self._quota)
