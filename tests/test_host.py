@@ -57,6 +57,13 @@ def test_the_widget_places_the_element_and_its_script(tmp_path: Path) -> None:
     assert '<script type="module" src="/chat/assets/flaskchat.js"></script>' in html
 
 
+def test_the_element_is_told_of_heartbeats_that_are_not_the_usual(tmp_path: Path) -> None:
+    app = host(tmp_path, FLASKCHAT_HEARTBEAT=45)
+    assert '<flask-chat endpoint="/chat" heartbeat="45.0">' in widget(app, "{{ flaskchat() }}")
+    assert 'heartbeat="45.0"' in app.test_client().get("/chat/").text
+    assert 'heartbeat="7"' in widget(app, "{{ flaskchat(heartbeat=7) }}")
+
+
 def test_attributes_of_the_widget_are_escaped_and_named_as_in_html(tmp_path: Path) -> None:
     app = host(tmp_path)
     source = "{{ flaskchat(model=m, aria_label='x', class_='c', page=True, hidden=False, title=None) }}"

@@ -10,8 +10,11 @@ from markupsafe import Markup
 
 from ..errors import Unauthorized
 from ..security import PAGE_HEADERS
+from ..state import current_state
 from . import base
 
+HEARTBEAT = 15
+"""Seconds, as the element has it where it is not told (element.ts)."""
 ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
 
 
@@ -25,6 +28,14 @@ def endpoint() -> str:
     return url_for("flaskchat.page").rstrip("/")
 
 
+def heartbeat() -> float | None:
+    """Seconds between the server's heartbeats, where that is not what the element takes for granted: from them it knows
+    how long a silent stream may be a live one.
+    """
+    seconds = current_state().settings.heartbeat
+    return None if seconds == HEARTBEAT else seconds
+
+
 def widget(**attributes: object) -> Markup:
     """`{{ flaskchat() }}`: the `<flask-chat>` element with its script.
 
@@ -32,7 +43,8 @@ def widget(**attributes: object) -> Markup:
         attribute without a value, False and None for none.
     :raises ValueError: a name cannot be an attribute's.
     """
-    named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+    named: dict[str, object] = {"heartbeat": heartbeat()}
+    named |= {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     for name in named:
         if not ATTRIBUTE.match(name) or name == "endpoint":
             raise ValueError(f"flaskchat(): {name!r} cannot be given as an attribute")
@@ -50,7 +62,8 @@ def show(conversation_id: str | None = None) -> Any:
             raise
         return login.unauthorized()  # the host's own way to sign in, and back to here
     html = render_template(
-        "flaskchat/page.html", title="Chat", endpoint=endpoint(), conversation_id=conversation_id, asset=asset
+        "flaskchat/page.html", title="Chat", endpoint=endpoint(), conversation_id=conversation_id, asset=asset,
+        heartbeat=heartbeat(),
     )
     response = make_response(html)
     response.headers.extend(PAGE_HEADERS)

@@ -275,7 +275,7 @@ def test_a_refused_message_comes_back_with_the_servers_words(visit: Visit, chat:
     text = "x" * 5001
     page.get_by_label("Your message").fill(text)
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("alert")).to_have_text("Not valid: message.text.")
+    expect(page.get_by_role("alert")).to_have_text("Not valid: message.text: longer than 5000 characters.")
     expect(page.get_by_label("Your message")).to_have_value(text)
     expect(page.locator(".message")).to_have_count(0)
 
@@ -362,3 +362,33 @@ def test_a_worker_that_dies_leaves_words_and_the_next_question_works(
     ask(page, text="Back again.", rate=0)
     is_over(page)
     expect(reply(page)).to_have_text("Back again.")
+
+
+def test_on_a_touch_screen_enter_breaks_the_line_and_the_button_sends(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url, has_touch=True, is_mobile=True)
+    box = page.get_by_label("Your message")
+    box.press_sequentially("one")
+    box.press("Enter")
+    box.press_sequentially("two")
+    expect(box).to_have_value("one\ntwo")
+    expect(box).to_have_attribute("enterkeyhint", "enter")
+    expect(page.locator(".message")).to_have_count(0)
+    page.get_by_role("button", name="Send").tap()
+    expect(page.get_by_role("article", name="You")).to_contain_text("two")
+
+
+def test_a_message_can_be_copied_where_the_browser_does_not_give_the_clipboard_away(
+    visit: Visit, chat: Server
+) -> None:
+    page = visit(chat.url)
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    box = page.get_by_label("Your message")
+    box.fill('hello {"text": "what is copied"}')
+    box.press("Enter")
+    reply = page.locator(".reply")
+    expect(reply).to_contain_text("what is copied")
+    reply.get_by_role("button", name="Copy").click()
+    expect(reply).to_contain_text("Copied")
+    box.focus()
+    box.press("Control+v")
+    expect(box).to_have_value("what is copied")

@@ -1,6 +1,6 @@
 /**
- * Where a message is written, and Stop. Enter sends, Shift+Enter breaks the line, Escape stops the reply. While a reply is
- * being written, what is sent waits for its end.
+ * Where a message is written, and Stop. Enter sends (on a touch screen it breaks the line), Shift+Enter breaks the line,
+ * Escape stops the reply. While a reply is being written, what is sent waits for its end.
  */
 
 import { html, nothing } from "lit";
@@ -9,6 +9,7 @@ import type { ReactiveControllerHost, TemplateResult } from "lit";
 import { Drafts } from "./drafts.ts";
 import { square, up } from "./icons.ts";
 import type { Kept } from "./kept.ts";
+import { sends, touch } from "./keys.ts";
 import type { Model } from "./protocol.ts";
 
 /** Models that can be overlooked in the browser's own list; among more, one can search. */
@@ -91,7 +92,7 @@ export class Composer {
         rows="1"
         aria-label="Your message"
         placeholder=${state.disabled || (state.running ? "Write the next message" : "Write a message")}
-        enterkeyhint="send"
+        enterkeyhint=${touch() ? "enter" : "send"}
         dir="auto"
         .value=${this.#text}
         @input=${this.#input}
@@ -141,7 +142,7 @@ export class Composer {
   readonly #key = (event: KeyboardEvent): void => {
     // Safari ends a composition before the Enter that ended it: that one still has the key code 229.
     if (this.#composing || event.isComposing || event.keyCode === 229) return;
-    if (event.key === "Enter" && !event.shiftKey && !event.altKey) this.#submit(event);
+    if (sends(event)) this.#submit(event);
     else if (event.key === "Escape" && this.#running) this.#actions.stop();
   };
 

@@ -2,6 +2,7 @@
 
 import { html, nothing } from "lit";
 import type { TemplateResult } from "lit";
+import { sends } from "./keys.ts";
 
 export interface EditorActions {
   note: string;
@@ -22,7 +23,7 @@ export function editor(text: string, label: string, { note, send, cancel }: Edit
       event.preventDefault();
       event.stopPropagation();
       cancel();
-    } else if (event.key === "Enter" && !event.shiftKey && !event.altKey) submit(event);
+    } else if (sends(event)) submit(event);
   };
   return html`<form class="editor" @submit=${submit}>
     <textarea rows="1" aria-label=${label} dir="auto" .value=${text} @keydown=${key}></textarea>

@@ -25,6 +25,14 @@ export function commandOf(event: KeyboardEvent, typing: boolean, mac = MAC): Com
   return code === "KeyK" ? "search" : key === "/" ? "keys" : null;
 }
 
+/** Whether one points with a finger. Keys on a screen have no Shift+Enter, so Enter breaks the line there. */
+export const touch = (): boolean => matchMedia("(pointer: coarse)").matches;
+
+/** Whether a key stroke sends what is written. */
+export function sends(event: KeyboardEvent): boolean {
+  return event.key === "Enter" && !event.shiftKey && !event.altKey && (!touch() || event.ctrlKey || event.metaKey);
+}
+
 /** Whether keys write text where this event comes from. */
 export function isTyping(event: Event): boolean {
   const target = event.composedPath()[0];

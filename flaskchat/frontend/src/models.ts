@@ -79,7 +79,7 @@ export class ModelPicker {
 
   readonly #key = (event: KeyboardEvent): void => {
     event.stopPropagation();
-    if (event.isComposing) return;
+    if (event.isComposing || event.keyCode === 229) return;
     const shown = this.#shown;
     const last = shown.length - 1;
     const to = { ArrowDown: this.#active + 1, ArrowUp: this.#active - 1, PageDown: this.#active + 8, PageUp: this.#active - 8 }[

@@ -6,6 +6,7 @@
 import { html, nothing } from "lit";
 import type { LitElement, TemplateResult } from "lit";
 import type { Api } from "./api.ts";
+import { toClipboard } from "./copy.ts";
 import { Deletions } from "./deletions.ts";
 import { Dialogs } from "./dialog.ts";
 import { keysDialog } from "./keys-dialog.ts";
@@ -181,13 +182,7 @@ export class Panels {
   }
 
   async copy(text: string): Promise<void> {
-    let words = "The last reply is copied.";
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      words = "The browser does not allow copying here.";
-    }
-    this.say(words);
+    this.say((await toClipboard(text)) ? "The last reply is copied." : "The browser does not allow copying here.");
   }
 
   /** Words that stand above the composer for a moment. */

@@ -140,7 +140,10 @@ export class Problem extends Error {
   readonly runId: string | null;
 
   constructor(status: number, body: Record<string, unknown>, retryAfter: number | null) {
-    super(typeof body["detail"] === "string" && body["detail"] ? body["detail"] : `The server answered with ${status}.`);
+    const errors = Array.isArray(body["errors"]) ? (body["errors"] as { field?: string; reason?: string }[]) : [];
+    const reasons = errors.map(({ field, reason }) => (field ? `${field}: ${reason}` : reason)).join("; ");
+    const detail = reasons ? `Not valid: ${reasons}.` : body["detail"];
+    super(typeof detail === "string" && detail ? detail : `The server answered with ${status}.`);
     this.status = status;
     this.code = typeof body["code"] === "string" ? body["code"] : "";
     this.runId = typeof body["run_id"] === "string" ? body["run_id"] : null;

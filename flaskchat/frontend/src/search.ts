@@ -69,7 +69,7 @@ export class Search {
   }
 
   key(event: KeyboardEvent): void {
-    if (event.isComposing || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.isComposing || event.keyCode === 229 || event.altKey || event.ctrlKey || event.metaKey) return;
     const first = this.#context.host.renderRoot.querySelector<HTMLElement>(".rows a");
     if (event.key === "ArrowDown") first?.focus();
     else if (event.key === "Enter") void this.#enter();

@@ -5,6 +5,7 @@
 
 import { html, render } from "lit";
 import type { Api } from "./api.ts";
+import { toClipboard } from "./copy.ts";
 import { framesOf } from "./lines.ts";
 import type { Frame } from "./lines.ts";
 import type { Wire, WireEntry } from "./wire.ts";
@@ -263,12 +264,8 @@ export class WirePanel {
   };
 
   readonly #copy = async (): Promise<void> => {
-    try {
-      await navigator.clipboard.writeText(this.#curl);
-      this.#say = "The command is copied.";
-    } catch {
-      this.#say = "The browser does not allow copying here. The command can be selected.";
-    }
+    const copied = await toClipboard(this.#curl);
+    this.#say = copied ? "The command is copied." : "The browser does not allow copying here. The command can be selected.";
     this.#schedule();
   };
 }
