@@ -56,6 +56,23 @@ def test_a_message_waits_for_the_reply_and_is_sent_once(visit: Visit, chat: Serv
     assert [each["parent_id"] for each in messages] == [None, *(each["id"] for each in messages[:-1])]
 
 
+def test_a_message_is_not_sent_while_its_writer_changes_it(visit: Visit, chat: Server, model: badmodel.Running) -> None:
+    page = visit(chat.url)
+    ask(page, "First", tokens=4000, rate=20)
+    expect(reply(page)).not_to_be_empty()
+    ask(page, "Second", tag="not yet changed", text="Too early")
+    page.locator(".waiting").get_by_role("button", name="Edit").click()
+    area = page.get_by_label("Edit the waiting message")
+    area.fill(f"Second, changed {json.dumps({'text': 'As changed'})}")
+    page.get_by_role("button", name="Stop").click()
+    is_over(page)
+    expect(area).to_have_value(re.compile("^Second, changed"))
+    area.press("Enter")
+    expect(reply(page)).to_have_text("As changed")
+    expect(page.locator(".message")).to_have_count(4)
+    assert model.stats("not yet changed")["posts"] == 0
+
+
 def test_two_tabs_with_one_queue_send_it_once(visit: Visit, chat: Server, model: badmodel.Running) -> None:
     first = visit(chat.url)
     ask(first, "First", tokens=4000, rate=20)

@@ -35,6 +35,8 @@ export class Sending {
   readonly aside = new Set<Conversation>();
   closed = false;
   readonly #desk: Desk;
+  /** The waiting message that its writer is changing. */
+  #editing: string | null = null;
   /** Texts that were taken back but may have reached the server: sent again, they keep their ids. */
   readonly #unsent = new Map<string, string>();
 
@@ -71,6 +73,16 @@ export class Sending {
     queue.add(item);
     this.pump(conversation);
     this.#desk.changed();
+  }
+
+  /**
+   * A message that waits is being changed. While its conversation is shown, neither it nor what follows it is sent.
+   *
+   * @param id null: none any more.
+   */
+  hold(id: string | null): void {
+    this.#editing = id;
+    this.pump(this.#desk.shown());
   }
 
   /** A message that waits: another text for it. */
@@ -115,12 +127,14 @@ export class Sending {
   pump(conversation: Conversation): void {
     if (this.closed || (this.#desk.loading() && conversation === this.#desk.shown())) return;
     const { queue } = conversation;
+    const editing = conversation === this.#desk.shown() ? this.#editing : null;
     queue.load();
     let chained = queue.items.some((item) => item.parent === undefined && queue.flying.has(item.id));
     for (const item of queue.waiting) {
       const chain = item.parent === undefined;
       if (chain && chained) continue;
       chained ||= chain;
+      if (item.id === editing) continue;
       const parent = this.#place(conversation, item);
       if (item.why || (!item.body && (conversation.busy(parent) || (item.queued && held(parent))))) continue;
       this.#post(conversation, item, parent);

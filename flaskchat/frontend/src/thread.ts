@@ -190,6 +190,7 @@ export class Thread {
     const entry = "key" in what ? what : null;
     const done = (): void => {
       this.#editing = null;
+      sending.hold(null);
       this.#host.requestUpdate();
       void this.#host.updateComplete.then(() => {
         const button = entry && this.article(entry)?.querySelector<HTMLElement>(".edit");
@@ -212,7 +213,9 @@ export class Thread {
   }
 
   async #edit(what: Entry | Item): Promise<void> {
-    if (!(await this.#load())) return;
+    const { sending } = this.#actions.session();
+    sending.hold("key" in what ? null : what.id);
+    if (!(await this.#load())) return sending.hold(null);
     this.#editing = "key" in what ? what : what.id;
     this.#host.requestUpdate();
     await this.#host.updateComplete;

@@ -197,6 +197,50 @@ test("what waits for a reply that fails is held until its writer decides", async
   assert.equal(harness.calls[1]!.body!["parent_id"], "m_2");
 });
 
+test("a message that is being changed is sent when its writer has done, and none before it", async () => {
+  let answer!: (response: Response) => void;
+  const second = { ...start, run_id: "run_2", message_id: "m_4", user_message_id: "m_3" };
+  const third = { ...start, run_id: "run_3", message_id: "m_6", user_message_id: "m_5" };
+  const harness = new Harness({
+    "POST /chat/conversation": [
+      new Promise<Response>((resolve) => (answer = resolve)),
+      sse([["start", second], ["done", {}]]),
+      sse([["start", third], ["done", {}]]),
+    ],
+  });
+  const { sending } = harness.session;
+  harness.session.send("One");
+  harness.session.send("Two");
+  const [two] = harness.queue.waiting;
+  sending.hold(two!.id);
+  answer(sse([["start", start], ["done", {}]]));
+  await harness.until(() => harness.session.running === null);
+  harness.session.send("Three");
+  assert.deepEqual(harness.queue.waiting.map((item) => item.text), ["Two", "Three"]);
+  sending.edit(two!, "Two, changed");
+  sending.hold(null);
+  await harness.until(() => harness.queue.items.length === 0 && harness.session.running === null);
+  assert.deepEqual(harness.calls.map((call) => (call.body!["message"] as { text: string }).text), ["One", "Two, changed", "Three"]);
+});
+
+test("a message whose writer leaves the conversation while changing it is sent as it was", async () => {
+  let answer!: (response: Response) => void;
+  const second = { ...start, run_id: "run_2", message_id: "m_4", user_message_id: "m_3" };
+  const harness = new Harness({
+    "POST /chat/conversation": [new Promise<Response>((resolve) => (answer = resolve)), sse([["start", second], ["done", {}]])],
+  });
+  harness.session.send("One");
+  harness.session.send("Two");
+  harness.session.sending.hold(harness.queue.waiting[0]!.id);
+  answer(sse([["start", start], ["done", {}]]));
+  await harness.until(() => harness.session.running === null);
+  const left = harness.session.conversation;
+  await harness.session.open(null);
+  await harness.until(() => left.queue.items.length === 0);
+  assert.deepEqual(left.branch.map((entry) => entry.text), ["One", "", "Two", ""]);
+  assert.equal(harness.branch.length, 0);
+});
+
 test("a run that another tab began is followed, and the message waits for it", async () => {
   const before = [message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")];
   const now = [...before, message("m_3", "m_2", "user", "Mine"), message("m_4", "m_3", "assistant", "", { status: "running" })];
