@@ -8,6 +8,7 @@
  *     the same run. Only an edited text gets a new id.
  *  2. Each change is made to what is stored now, not to what this tab remembers: another tab may have sent a message,
  *     edited or withdrawn it.
+ *  3. Conversations that have no id yet share one place, and each sees only its own messages in it.
  */
 
 import type { Entry } from "./conversation.ts";
@@ -44,10 +45,15 @@ export class Queue {
   after: Entry | null | undefined = undefined;
   readonly #kept: Kept;
   #conversation: string | null;
+  /** The ids of its messages, as long as it has no id itself. */
+  readonly #own = new Set<string>();
 
-  constructor(kept: Kept, conversation: string | null) {
+  /** @param others those of conversations that are still being sent: what is theirs is not this one's. */
+  constructor(kept: Kept, conversation: string | null, others: readonly Queue[] = []) {
     this.#kept = kept;
     this.#conversation = conversation;
+    const foreign = new Set(others.flatMap((other) => [...other.#own]));
+    for (const { id } of this.#stored().items) if (!foreign.has(id)) this.#own.add(id);
     this.load();
   }
 
@@ -58,9 +64,9 @@ export class Queue {
 
   /** Read what is stored. @returns the id of the message that the first one follows. */
   load(): string | null {
-    const stored = this.#kept.read<Stored>(NAME, this.#conversation);
-    this.items = Array.isArray(stored?.items) ? stored.items : [];
-    return stored?.after ?? null;
+    const { items, after } = this.#stored();
+    this.items = items.filter(this.#mine);
+    return after;
   }
 
   /** Whether a storage event of another tab is about this. */
@@ -115,10 +121,19 @@ export class Queue {
   /** The conversation has its id now. */
   named(conversation: string): void {
     if (this.#conversation !== null) return;
-    const items = this.items;
-    this.#kept.write(NAME, null, null);
+    const { items, after } = this;
+    this.#change(() => []);
     this.#conversation = conversation;
-    this.#change(() => [...items]);
+    this.after = after;
+    // As it was sent first, it would begin another conversation.
+    this.#change(() => items.map(({ body, ...item }) => item));
+  }
+
+  /** What a conversation that was left without an id could not send comes to this one, or to the next without one. */
+  adopt(left: Queue): void {
+    if (this.#conversation === null) for (const id of left.#own) this.#own.add(id);
+    left.#own.clear();
+    this.load();
   }
 
   /** What the first one follows has got its id. */
@@ -127,15 +142,21 @@ export class Queue {
   }
 
   #change(change: (items: Item[]) => Item[]): void {
-    this.load();
-    const before = this.items;
-    this.items = change([...before]);
-    if (this.items.length === 0) {
-      this.after = undefined;
-      if (before.length > 0) this.#kept.write(NAME, this.#conversation, null);
-      return;
-    }
-    const stored: Stored = { items: [...this.items], after: this.after?.id ?? null };
-    this.#kept.write(NAME, this.#conversation, stored);
+    const { items: all } = this.#stored();
+    const before = all.filter(this.#mine);
+    const foreign = all.filter((item) => !this.#mine(item));
+    this.items = change(before);
+    if (this.#conversation === null) for (const { id } of this.items) this.#own.add(id);
+    if (this.items.length === 0) this.after = undefined;
+    if (before.length + this.items.length === 0) return;
+    const stored: Stored = { items: [...foreign, ...this.items], after: this.after?.id ?? null };
+    this.#kept.write(NAME, this.#conversation, stored.items.length > 0 ? stored : null);
   }
+
+  #stored(): Stored {
+    const stored = this.#kept.read<Stored>(NAME, this.#conversation);
+    return { items: Array.isArray(stored?.items) ? stored.items : [], after: stored?.after ?? null };
+  }
+
+  readonly #mine = ({ id }: Item): boolean => this.#conversation !== null || this.#own.has(id);
 }

@@ -208,9 +208,7 @@ export class Sending {
     if (here || conversation.id !== null) return;
     // What a new conversation could not send is shown in the next one.
     this.aside.delete(conversation);
-    const next = this.#desk.shown().queue;
-    next.flying.delete(item.id);
-    next.load();
+    this.#desk.shown().queue.adopt(queue);
   }
 }
 

@@ -135,10 +135,9 @@ export class Session {
   }
 
   #empty(id: string | null): Conversation {
-    const conversation = new Conversation(new Queue(this.#kept, id));
+    const others = [...this.sending.aside].map(({ queue }) => queue);
+    const conversation = new Conversation(new Queue(this.#kept, id, others));
     if (id === null) conversation.systemPrompt = this.#kept.read<string>(PROMPT, null) ?? "";
-    // What another new conversation is still sending is not this one's.
-    for (const { queue } of id === null ? this.sending.aside : []) for (const each of queue.flying) conversation.queue.flying.add(each);
     return conversation;
   }
 

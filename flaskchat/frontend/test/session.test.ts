@@ -241,6 +241,46 @@ test("a message whose writer leaves the conversation while changing it is sent a
   assert.equal(harness.branch.length, 0);
 });
 
+test("two new conversations are two, also while neither is taken by the server", async () => {
+  const answers: ((response: Response) => void)[] = [];
+  const post = (): Promise<Response> => new Promise((resolve) => answers.push(resolve));
+  const place = memory();
+  const harness = new Harness({ "POST /chat/conversation": [post(), post(), sse([["start", { ...start, run_id: "run_3", message_id: "m_6", user_message_id: "m_5" }], ["done", {}]])] }, place);
+  harness.session.send("A");
+  harness.session.send("A, more");
+  const first = harness.session.conversation;
+  await harness.session.open(null);
+  assert.equal(harness.queue.items.length, 0);
+  harness.session.send("B");
+  const second = harness.session.conversation;
+  await harness.until(() => harness.calls.length === 2);
+  answers[0]!(sse([["start", start], ["done", {}]]));
+  await harness.until(() => first.queue.items.length === 0);
+  assert.deepEqual([first.id, first.branch.map((entry) => entry.text)], ["c_1", ["A", "", "A, more", ""]]);
+  assert.deepEqual(new Queue(new Kept("/chat", place), null).items.map((item) => item.text), ["B"]);
+  answers[1]!(sse([["start", { ...start, run_id: "run_2", conversation_id: "c_2" }], ["done", {}]]));
+  await harness.until(() => second.queue.items.length === 0 && harness.session.running === null);
+  assert.deepEqual([second.id, second.branch.map((entry) => entry.text)], ["c_2", ["B", ""]]);
+  const sent = harness.calls.map(({ body }) => [(body!["message"] as { text: string }).text, body!["conversation_id"]]);
+  assert.deepEqual(sent, [["A", undefined], ["B", undefined], ["A, more", "c_1"]]);
+});
+
+test("what a new conversation could not send is shown in the next one, with what was to follow it", async () => {
+  let refuse!: (response: Response) => void;
+  const harness = new Harness({ "POST /chat/conversation": [new Promise<Response>((resolve) => (refuse = resolve)), sse([["start", start], ["done", {}]]), sse([["start", { ...start, run_id: "run_2", message_id: "m_4", user_message_id: "m_3" }], ["done", {}]])] });
+  harness.session.send("A");
+  harness.session.send("B");
+  await harness.session.open(null);
+  assert.equal(harness.queue.items.length, 0);
+  refuse(json({ detail: "Too many at once.", code: "too_many" }, 429));
+  await harness.until(() => harness.queue.waiting.length === 2);
+  assert.equal(harness.queue.waiting[0]!.why, "Not sent: Too many at once.");
+  harness.session.sending.retry(harness.queue.waiting[0]!);
+  await harness.until(() => harness.queue.items.length === 0 && harness.session.running === null);
+  assert.deepEqual(harness.branch.map((entry) => entry.text), ["A", "", "B", ""]);
+  assert.equal(harness.calls.length, 3);
+});
+
 test("a run that another tab began is followed, and the message waits for it", async () => {
   const before = [message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")];
   const now = [...before, message("m_3", "m_2", "user", "Mine"), message("m_4", "m_3", "assistant", "", { status: "running" })];
