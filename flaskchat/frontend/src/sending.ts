@@ -20,8 +20,8 @@ export interface Hooks {
 
 export interface Desk {
   shown: () => Conversation;
-  /** Whether that one is not read yet. */
-  loading: () => boolean;
+  /** Whether that one is not read yet, or could not be: where a question goes in it is not known. */
+  unread: () => boolean;
   model: () => string | null;
   ask: (conversation: Conversation, body: SendBody, reply: Entry, hooks: Hooks) => void;
   problem: (words: string) => void;
@@ -125,7 +125,7 @@ export class Sending {
 
   /** Send what can be sent now: each after the one before it, edits by themselves. */
   pump(conversation: Conversation): void {
-    if (this.closed || (this.#desk.loading() && conversation === this.#desk.shown())) return;
+    if (this.closed || (this.#desk.unread() && conversation === this.#desk.shown())) return;
     const { queue } = conversation;
     const editing = conversation === this.#desk.shown() ? this.#editing : null;
     queue.load();

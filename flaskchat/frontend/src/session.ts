@@ -88,7 +88,7 @@ export class Session {
 
   readonly sending = new Sending({
     shown: () => this.conversation,
-    loading: () => this.loading,
+    unread: () => this.loading || this.failure !== "",
     model: () => this.model,
     ask: (conversation, body, reply, hooks) => this.#streams.ask(conversation, body, reply, hooks),
     problem: (words) => (this.problem = words),
@@ -122,7 +122,6 @@ export class Session {
       this.#read(this.conversation, data);
     } catch (error) {
       if (opening !== this.#opening) return;
-      if (error instanceof Problem && error.status === 404) this.#kept.forget(id);
       this.failure =
         error instanceof Problem
           ? error.status === 404

@@ -403,6 +403,26 @@ test("an unknown conversation is said to be one", async () => {
   assert.match(harness.session.failure, /no such conversation/);
 });
 
+test("what was written in a conversation is there again for who signs in again, and is not sent before", async () => {
+  const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")]);
+  const place = memory();
+  const kept = new Kept("/chat", place);
+  kept.write("draft", "c_1", "A thought");
+  const queue = new Queue(kept, "c_1");
+  queue.add({ id: "x", text: "Not taken", why: "Not sent: no connection." });
+  queue.add({ id: "y", text: "Behind it" });
+  const missing = json({ detail: "There is no such conversation.", code: "not_found" }, 404);
+  const harness = new Harness({ "GET /chat/conversations/c_1": [missing, json(stored)], "POST /chat/conversation": [sse([["start", { ...start, message_id: "m_4", user_message_id: "m_3" }], ["done", {}]])] }, place);
+  await harness.session.open("c_1");
+  harness.session.sending.withdraw(harness.queue.waiting[0]!);
+  assert.deepEqual(harness.queue.waiting.map((item) => item.text), ["Behind it"]);
+  await harness.session.open("c_1");
+  await harness.until(() => harness.queue.items.length === 0 && harness.session.running === null);
+  assert.equal(kept.read("draft", "c_1"), "A thought");
+  assert.deepEqual(harness.calls.map((call) => call.line.split(" ")[0]), ["GET", "GET", "POST"]);
+  assert.equal(harness.calls[2]!.body!["parent_id"], "m_2");
+});
+
 test("the branch that is shown ends at the leaf, and stays where the reader is", () => {
   const conversation = new Conversation(new Queue(new Kept("", memory()), null));
   const messages = [message("a", null, "user", "1"), message("b", "a", "assistant", "old"), message("c", "a", "assistant", "new"), message("d", "c", "user", "2")];
