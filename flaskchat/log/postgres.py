@@ -78,7 +78,7 @@ SELECT id, version, CASE worker_id WHEN %s THEN NULL ELSE data END FROM flaskcha
 LIMIT %s
 """  # our own rows are not brought back
 _NEWER = _ROWS.format("id > %s").encode()
-_NEWER_AND_HOLES = _ROWS.format("id > %s OR id = ANY(%s::bigint[])").encode()
+_NEWER_AND_HOLES = _ROWS.format("id >= %s AND (id > %s OR id = ANY(%s::bigint[]))").encode()  # from the first on
 _RUN = """
 SELECT id, version, data FROM flaskchat_journal
 WHERE worker_id IN (%s, (SELECT worker_id FROM flaskchat_runs WHERE id = %s))
@@ -261,7 +261,8 @@ class PostgresLog(Rows):
         cursor = raw.cursor(binary=True)
         try:
             if self._holes:
-                asked = (self._worker_id, self._cursor, list(self._holes), NEWS_ROWS)
+                holes = list(self._holes)
+                asked = (self._worker_id, min(holes), self._cursor, holes, NEWS_ROWS)
                 rows = cursor.execute(_NEWER_AND_HOLES, asked).fetchall()
             else:
                 rows = cursor.execute(_NEWER, (self._worker_id, self._cursor, NEWS_ROWS)).fetchall()
