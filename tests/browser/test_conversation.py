@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from playwright.sync_api import Page, Route, expect
 from tests.conftest import Server
 from tests.server.client import deadline
 
-from .talk import Visit, ask, box, is_over, reply, stored
+from .talk import Visit, ask, box, is_over, reply, stored, wait_for_focus
 
 
 def edit(page: Page, at: int, text: str) -> None:
@@ -229,6 +230,37 @@ def test_stop_is_immediate_in_the_page(visit: Visit, chat: Server, moment: str) 
     expect(page.locator(".reply .words").first).to_have_text(re.compile(r"closed in \d+ ms\."))
     expect(page.locator(".waiting")).to_have_count(0)
     expect(page.locator(".reply")).to_have_count(2)
+
+
+def test_the_focus_goes_where_one_writes_when_the_pressed_button_goes(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+
+    def press(name: str, next_button: str) -> None:
+        page.get_by_role("button", name=name).click()
+        expect(page.get_by_role("button", name=next_button)).to_be_visible()
+        wait_for_focus(page, "Your message")
+
+    box(page).fill(f"Stream {json.dumps({'tokens': 4000, 'rate': 40, 'tag': 'focus'})}")
+    press("Send", "Stop")
+    expect(reply(page)).not_to_be_empty()
+    press("Stop", "Continue")
+    press("Continue", "Stop")
+    press("Stop", "Try again")
+    press("Try again", "Stop")
+    box(page).fill("Next")
+    press("Queue", "Withdraw")
+    press("Withdraw", "Stop")
+    press("Stop", "Continue")
+    # a button that can be pressed no more holds the keys as well
+    ask(page, "Fail", tokens=400, rate=20, fault="error", after=60, tag="focus fails")
+    ask(page, "Wait", text="Later")
+    expect(page.locator(".waiting")).to_contain_text("Held back")
+    box(page).fill("Third")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator(".waiting")).to_have_count(2)
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
+    page.keyboard.type("Fourth")
+    expect(box(page)).to_have_value("Fourth")
 
 
 def test_on_paper_there_is_the_whole_conversation_and_nothing_else(visit: Visit, chat: Server) -> None:

@@ -230,6 +230,18 @@ export class FlaskChatElement extends LitElement {
     }
   }
 
+  /** A button that its own press takes away, as Send and Stop do, leaves the focus nowhere: it goes where one writes. */
+  protected override update(changed: PropertyValues<this>): void {
+    const focused = this.renderRoot.activeElement;
+    super.update(changed);
+    if (!focused || (focused.isConnected && !focused.matches(":disabled"))) return;
+    // Whoever has a better place for it goes there as soon as this update is complete.
+    setTimeout(() => {
+      const now = this.renderRoot.activeElement;
+      if (!now || now.matches(":disabled")) this.#shell.home();
+    });
+  }
+
   protected override updated(): void {
     this.#follower?.grown();
     this.#shell.updated();
