@@ -145,6 +145,26 @@ def test_two_tabs_show_the_same_reply(visit: Visit, chat: Server) -> None:
     stop_and_compare([first, second], directive)
 
 
+def test_a_page_that_is_looked_at_again_shows_what_another_device_asked(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, text="Begun.", rate=0)
+    is_over(page)
+    # the same visitor elsewhere, of whom no other tab can tell
+    for number, event in enumerate(["visibilitychange", "focus", "pageshow"], 2):
+        message = {"id": f"00000000-0000-4000-8000-00000000000{number}", "text": 'Elsewhere {"text": "Done."}'}
+        kept = stored(page)
+        place = {"conversation_id": kept["id"], "parent_id": kept["current_leaf_id"]}
+        answer = page.request.post(f"{chat.url}/conversation", data={"action": "send", "message": message, **place})
+        assert answer.ok, answer.text()
+        # some time later: whoever flicks through tabs does not read each time
+        page.evaluate("(now => (Date.now = () => now() + 60_000))(Date.now)")
+        page.evaluate(f"{'document' if number == 2 else 'window'}.dispatchEvent(new Event('{event}'))")
+        expect(page.locator(".user")).to_have_count(number)
+        expect(reply(page)).to_have_text("Done.")
+    asked = [each.inner_text().split()[0] for each in page.locator(".user .bubble").all()]
+    assert asked == ["Tell", "Elsewhere", "Elsewhere", "Elsewhere"]
+
+
 def test_a_cut_connection_is_said_in_words_and_nothing_is_lost(visit: Visit, chat: Server, network: Proxy) -> None:
     page = visit(network.url)
     directive = ask(page, tag="cut", tokens=4000, rate=40)

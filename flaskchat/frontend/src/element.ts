@@ -205,9 +205,10 @@ export class FlaskChatElement extends LitElement {
     [window, "online", () => (this.#session.offline = false)],
     [window, "offline", () => (this.#session.offline = true)],
     [document, "visibilitychange", () => this.#looked()],
+    [window, "focus", () => this.#looked()],
     [window, "storage", (event) => this.#session.sending.stored((event as StorageEvent).key)],
     [window, "pagehide", () => (this.#composer.flush(), this.#news.close())],
-    [window, "pageshow", () => this.#news.open()],
+    [window, "pageshow", () => (this.#news.open(), this.#looked())],
     [window.visualViewport ?? window, "resize", () => this.page && fitToView(this)],
     [window, "popstate", () => this.page && this.#show(this.#idOf(location.pathname))],
   ];

@@ -49,6 +49,9 @@ export interface SessionOptions {
   kept?: Kept;
 }
 
+/** Whoever flicks through tabs does not ask each time. Milliseconds. */
+const SOON = 2000;
+
 export class Session {
   conversation: Conversation;
   /** The model to ask, where the reader picked one. */
@@ -63,6 +66,8 @@ export class Session {
   readonly #options: SessionOptions;
   readonly #streams: Streams;
   #opening = 0;
+  /** When the conversation was opened or looked at last. */
+  #looked = 0;
   readonly #kept: Kept;
   /** Requests that may have reached the server although no answer came: made again, they keep their ids. */
   readonly #unsent = new Map<string, string>();
@@ -105,6 +110,7 @@ export class Session {
   async open(id: string | null): Promise<void> {
     const opening = ++this.#opening;
     const left = this.conversation;
+    this.#looked = Date.now();
     this.#leave();
     const aside = [...this.sending.aside].find((each) => id !== null && each.id === id);
     this.conversation = aside ?? this.#empty(id);
@@ -235,9 +241,14 @@ export class Session {
     this.#streams.offline = offline;
   }
 
-  /** The page is looked at again: do not wait any longer. */
+  /** The page is looked at again: do not wait any longer, and show what was asked elsewhere meanwhile. */
   wake(): void {
     this.#streams.wake();
+    const { id } = this.conversation;
+    const now = Date.now();
+    if (id === null || this.running || Math.abs(now - this.#looked) < SOON) return;
+    this.#looked = now;
+    this.heard(id, null);
   }
 
   /** Break the connections off, to see what happens then. @returns how many there were. */

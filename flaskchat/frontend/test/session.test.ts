@@ -300,6 +300,28 @@ test("a run that another tab began is followed, and the message waits for it", a
   assert.deepEqual(posts[0]!["message"], posts[1]!["message"]);
 });
 
+test("what another device asked is shown when the page is looked at again, and the next question follows it", async (t) => {
+  const before = [message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")];
+  const now = [...before, message("m_3", "m_2", "user", "Theirs"), message("m_4", "m_3", "assistant", "For them")];
+  const next = { ...start, run_id: "run_3", message_id: "m_6", user_message_id: "m_5" };
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(data(before)), json(data(now)), json(data(now))],
+    "POST /chat/conversation": [sse([["start", next], ["done", {}]])],
+  });
+  await harness.session.open("c_1");
+  harness.session.wake();
+  assert.equal(harness.calls.length, 1, "it has just been read");
+  const real = Date.now;
+  t.mock.method(Date, "now", () => real() + 60_000);
+  for (let look = 0; look < 3; look++) harness.session.wake();
+  await harness.until(() => harness.branch.length === 4);
+  harness.session.send("Mine");
+  await harness.until(() => harness.branch.at(-1)?.id === "m_6" && harness.session.running === null);
+  assert.deepEqual(harness.branch.map((entry) => entry.text), ["Hi", "Hello", "Theirs", "For them", "Mine", ""]);
+  assert.deepEqual(harness.calls.map((call) => call.line.slice(0, 4)), ["GET ", "GET ", "POST"]);
+  assert.equal(harness.calls[2]!.body!["parent_id"], "m_4");
+});
+
 test("an edit of the first question says that nothing is before it, and arrows tell the server what is shown", async () => {
   const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "Hello")]);
   const edited = { ...start, message_id: "m_4", user_message_id: "m_3" };
