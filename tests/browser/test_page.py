@@ -200,6 +200,20 @@ def test_a_page_that_goes_offline_says_so_and_goes_on(visit: Visit, chat: Server
     assert_nothing_is_missing(page, directive)
 
 
+def test_a_conversation_that_is_opened_offline_comes_with_the_network(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, text="Here I am.", rate=0)
+    is_over(page)
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.locator(".message")).to_have_count(0)
+    page.context.set_offline(True)
+    page.go_back()
+    expect(page.get_by_role("heading", name="Not loaded")).to_be_visible()
+    page.context.set_offline(False)
+    expect(reply(page)).to_have_text("Here I am.")
+    expect(page.get_by_role("heading", name="Not loaded")).to_have_count(0)
+
+
 def test_a_question_waits_for_the_connection(visit: Visit, chat: Server, network: Proxy) -> None:
     page = visit(network.url)
     network.cut()

@@ -279,7 +279,7 @@ export class FlaskChatElement extends LitElement {
                 running: running !== null && !running.stopping,
                 models: this.#models,
                 model: session.model ?? session.conversation.model ?? null,
-                disabled: session.loading ? "Loading the conversation…" : session.failure && "There is no conversation here to write in",
+                disabled: session.loading ? "Loading the conversation…" : session.failure,
               })}
             </div>
           </footer>
@@ -303,7 +303,7 @@ export class FlaskChatElement extends LitElement {
 
   #failure(words: string): TemplateResult {
     return html`<div class="welcome">
-      <h2>Not here</h2>
+      <h2>${this.#session.missing ? "Not here" : "Not loaded"}</h2>
       <p>${words}</p>
       <p><button @click=${() => void this.#session.open(this.conversation)}>Try again</button></p>
     </div>`;

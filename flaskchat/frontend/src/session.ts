@@ -61,11 +61,14 @@ export class Session {
   loading = false;
   /** The conversation cannot be shown, and why. */
   failure = "";
+  /** It is not there: another attempt would not find it either. */
+  missing = false;
   readonly #api: Api;
   readonly #events: SessionEvents;
   readonly #options: SessionOptions;
   readonly #streams: Streams;
   #opening = 0;
+  #id: string | null = null;
   /** When the conversation was opened or looked at last. */
   #looked = 0;
   readonly #kept: Kept;
@@ -111,6 +114,7 @@ export class Session {
     const opening = ++this.#opening;
     const left = this.conversation;
     this.#looked = Date.now();
+    this.#id = id;
     this.#leave();
     const aside = [...this.sending.aside].find((each) => id !== null && each.id === id);
     this.conversation = aside ?? this.#empty(id);
@@ -128,12 +132,11 @@ export class Session {
       this.#read(this.conversation, data);
     } catch (error) {
       if (opening !== this.#opening) return;
-      this.failure =
-        error instanceof Problem
-          ? error.status === 404
-            ? "There is no such conversation, or it belongs to somebody else."
-            : error.message
-          : "The conversation could not be loaded: no connection.";
+      const problem = error instanceof Problem ? error : null;
+      this.missing = problem?.status === 404;
+      this.failure = this.missing
+        ? "There is no such conversation, or it belongs to somebody else."
+        : (problem?.message ?? "The conversation could not be loaded: no connection.");
     }
     this.loading = false;
     this.#events.onChange();
@@ -239,11 +242,13 @@ export class Session {
   /** What the browser thinks of its network. */
   set offline(offline: boolean) {
     this.#streams.offline = offline;
+    if (!offline) this.wake();
   }
 
-  /** The page is looked at again: do not wait any longer, and show what was asked elsewhere meanwhile. */
+  /** The page is looked at again, or the network is back: do not wait any longer, and show what was missed. */
   wake(): void {
     this.#streams.wake();
+    if (this.failure && !this.missing) return void this.open(this.#id);
     const { id } = this.conversation;
     const now = Date.now();
     if (id === null || this.running || Math.abs(now - this.#looked) < SOON) return;
@@ -260,7 +265,10 @@ export class Session {
   heard(conversation: string, run: string | null): void {
     const { id, entries } = this.conversation;
     if (id !== conversation || this.loading || (run !== null && entries.some((entry) => entry.runId === run))) return;
-    void this.#reread(this.conversation).then(() => this.#events.onChange());
+    void this.#reread(this.conversation).then((done) => {
+      if (!done) this.#looked = 0; // the network may be back in a moment
+      this.#events.onChange();
+    });
   }
 
   /** Follow nothing any more. The runs go on. */

@@ -423,6 +423,24 @@ test("an unknown conversation is said to be one", async () => {
   const harness = new Harness({ "GET /chat/conversations/c_x": [json({ detail: "There is no such conversation." }, 404)] });
   await harness.session.open("c_x");
   assert.match(harness.session.failure, /no such conversation/);
+  assert.ok(harness.session.missing);
+  harness.session.wake();
+  assert.equal(harness.calls.length, 1, "another attempt would not find it either");
+});
+
+test("a conversation that could not be loaded is loaded when the network is back, or the page is looked at", async () => {
+  const answers = { "GET /chat/conversations/c_1": [] as Response[] };
+  const harness = new Harness(answers);
+  await harness.session.open("c_1");
+  assert.match(harness.session.failure, /no connection/);
+  assert.ok(!harness.session.missing);
+  answers["GET /chat/conversations/c_1"].push(json({ detail: "No server." }, 503), json(data([message("m_1", null, "user", "Hi")])));
+  harness.session.offline = false;
+  await harness.until(() => harness.calls.length === 2 && !harness.session.loading);
+  assert.equal(harness.session.failure, "No server.");
+  harness.session.wake();
+  await harness.until(() => harness.branch.length === 1);
+  assert.equal(harness.session.failure, "");
 });
 
 test("what was written in a conversation is there again for who signs in again, and is not sent before", async () => {
