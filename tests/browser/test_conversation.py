@@ -200,8 +200,12 @@ def test_a_message_can_be_copied(visit: Visit, chat: Server) -> None:
     is_over(page)
     page.locator(".message.user").hover()
     page.locator(".message.user").get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("status")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()").startswith("Copy me {")
+    first = page.get_by_role("status").text_content()
     page.locator(".reply").get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("status")).not_to_have_text(re.compile(f"^{first}$"))
+    expect(page.get_by_role("status")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == "**Reply** one"
 
 

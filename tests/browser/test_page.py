@@ -171,14 +171,16 @@ def test_a_cut_connection_is_said_in_words_and_nothing_is_lost(visit: Visit, cha
     for length in (40, 200):
         wait_for_text(page, length)
         network.cut()
-        expect(page.get_by_text("Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
+        expect(page.locator(".words", has_text="Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
+        expect(page.get_by_role("status")).to_have_text("Connection lost. Reconnecting, nothing is lost.")
         before = network.refused
         for _ in deadline(30, "an attempt to come back"):
             page.wait_for_timeout(20)
             if network.refused > before:
                 break
         network.mend()
-        expect(page.get_by_text("Connection lost")).to_have_count(0)
+        expect(page.locator(".words", has_text="Connection lost")).to_have_count(0)
+        expect(page.get_by_role("status")).to_have_text("Connected again.")
     wait_for_text(page, 400)
     stop_and_compare([page], directive)
 
@@ -188,13 +190,14 @@ def test_a_page_that_goes_offline_says_so_and_goes_on(visit: Visit, chat: Server
     directive = ask(page, tag="offline", tokens=200, rate=40)
     wait_for_text(page, 40)
     page.context.set_offline(True)
-    expect(page.get_by_text("You are offline. The reply goes on being written; nothing is lost.")).to_be_visible()
+    words = "You are offline. The reply goes on being written; nothing is lost."
+    expect(page.locator(".words", has_text=words)).to_be_visible()
     shown = reply(page).inner_text()
     page.wait_for_timeout(50)
     page.wait_for_function("since => performance.now() - since > 3000", arg=page.evaluate("performance.now()"))
     assert reply(page).inner_text() == shown
     page.context.set_offline(False)
-    expect(page.get_by_text("You are offline")).to_have_count(0)
+    expect(page.locator(".words", has_text="You are offline")).to_have_count(0)
     wait_for_text(page, len(shown) + 100)
     is_over(page)
     assert_nothing_is_missing(page, directive)
@@ -218,7 +221,7 @@ def test_a_question_waits_for_the_connection(visit: Visit, chat: Server, network
     page = visit(network.url)
     network.cut()
     ask(page, text="Here I am.")
-    expect(page.get_by_text("Not sent yet: no connection.")).to_be_visible()
+    expect(page.locator(".words", has_text="Not sent yet: no connection.")).to_be_visible()
     network.mend()
     is_over(page)
     expect(reply(page)).to_have_text("Here I am.")

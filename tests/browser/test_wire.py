@@ -41,7 +41,7 @@ def test_pulling_the_plug_shows_a_cut_and_a_resume_and_loses_nothing(visit: Visi
     expect(lines(page, "POST /conversation")).to_have_count(1)
     wire(page).get_by_role("button", name="Pull the plug").click()
     expect(lines(page, "Cut: you pulled the plug.")).to_have_count(1)
-    expect(page.get_by_text("Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
+    expect(page.locator(".words", has_text="Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
     resume = lines(page, "Resume after event")
     expect(resume).to_have_count(1)
     for _ in deadline(30, "the request that resumes"):

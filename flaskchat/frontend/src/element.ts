@@ -89,6 +89,11 @@ export class FlaskChatElement extends LitElement {
   #models: Model[] = [];
   #announcement = "";
   #follower: Follower | null = null;
+  /** For a screen reader, which says the same words again only if something has changed. */
+  readonly #announce = (words: string): void => {
+    this.#announcement = words === this.#announcement ? `${words}\u00a0` : words;
+    this.requestUpdate();
+  };
   readonly #drawing = new Drawing(() => this.#follower?.grown());
 
   readonly #composer = new Composer(this, {
@@ -123,7 +128,7 @@ export class FlaskChatElement extends LitElement {
       await this.updateComplete;
       return entry && this.#thread.article(entry);
     },
-    announce: (words) => (this.#announcement = words),
+    announce: this.#announce,
     write: () => this.#composer.focus(),
     wire: () => void this.#wire.toggle(),
   });
@@ -132,7 +137,7 @@ export class FlaskChatElement extends LitElement {
     session: () => this.#session,
     view: (entry) => this.#drawing.view(entry),
     follower: () => this.#follower,
-    copy: (text, button) => void copy(text, button),
+    copy: (text, button) => void this.#copy(text, button),
     home: () => this.#shell.home(),
   });
 
@@ -174,7 +179,7 @@ export class FlaskChatElement extends LitElement {
           this.#shell.tab.finished(end.status === "done");
           this.#tell("run-finished", end);
         },
-        onAnnounce: (words) => (this.#announcement = words),
+        onAnnounce: this.#announce,
         onReturn: (text) => this.#composer.giveBack(text),
       },
       { heartbeat: this.heartbeat, kept: this.#kept, follow: this.#following.follow, keep: this.#following.keep, wire: this.#wire.wire },
@@ -360,6 +365,12 @@ export class FlaskChatElement extends LitElement {
   readonly #click = (event: Event): void => {
     const button = (event.target as Element).closest<HTMLElement>(".code .copy");
     const code = button?.closest(".code")?.querySelector("pre code");
-    if (button && code) void copy(code.textContent ?? "", button);
+    if (button && code) void this.#copy(code.textContent ?? "", button);
   };
+
+  /** What the button says then is also heard. */
+  async #copy(text: string, button: HTMLElement): Promise<void> {
+    await copy(text, button);
+    this.#announce(button.textContent!);
+  }
 }

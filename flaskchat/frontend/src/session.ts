@@ -173,6 +173,7 @@ export class Session {
   /** @param parent what the question follows, where it is an edit of another. */
   send(text: string, parent?: Entry | null): void {
     this.sending.send(text, parent);
+    if (this.conversation.queue.waiting.at(-1)?.text === text) this.#events.onAnnounce?.("Queued.");
   }
 
   /** Ask the same again: a sibling of the reply. */

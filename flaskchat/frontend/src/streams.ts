@@ -14,7 +14,7 @@ import type { SessionEvents, SessionOptions } from "./session.ts";
 import { REAL, RunStream } from "./stream.ts";
 import type { Outcome } from "./stream.ts";
 import type { Times } from "./timing.ts";
-import { endAnnouncement } from "./words.ts";
+import { endAnnouncement, runningWords } from "./words.ts";
 
 /** What the streams may ask of the session. */
 export interface Watched {
@@ -108,6 +108,7 @@ export class Streams {
     hooks: Hooks,
   ): Promise<void> {
     const { wire, ...options } = this.#options;
+    let dropped = false;
     const stream = new RunStream({
       ...what,
       ...options,
@@ -121,6 +122,11 @@ export class Streams {
       },
       onConnection: (connection) => {
         entry.connection = connection;
+        // Once for each drop, however many attempts it takes to come back.
+        if (dropped ? connection.phase === "live" : connection.phase === "waiting" && !connection.silent) {
+          dropped = !dropped;
+          this.#events.onAnnounce?.(dropped ? runningWords(entry) : "Connected again.");
+        }
         if (entry.stopping && stream.runId === null && connection.phase === "waiting") stream.close();
         this.#events.onChange();
       },

@@ -203,7 +203,7 @@ export class Thread {
       send: (text) => {
         if (!entry) sending.edit(what as Item, text);
         else {
-          sending.send(text, entry.parent);
+          this.#actions.session().send(text, entry.parent);
           this.#actions.follower()?.toEnd();
         }
         done();

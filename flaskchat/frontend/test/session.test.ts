@@ -406,6 +406,27 @@ test("trying again shows a sibling, and the old reply if that is refused", async
   assert.equal(harness.calls.at(-1)!.body!["message_id"], "m_2");
 });
 
+test("a drop is announced once, as is its end, and what waits is said to wait", async () => {
+  const answers = {
+    "POST /chat/conversation": [sse([["start", start], ["delta", { text: "Hel" }]])],
+    "GET /chat/runs/run_1/events": [] as Response[],
+  };
+  const harness = new Harness(answers);
+  harness.session.send("Hi");
+  await harness.until(() => harness.announced.length > 1);
+  harness.session.send("And then?");
+  await harness.until(() => harness.calls.length > 5);
+  answers["GET /chat/runs/run_1/events"].push(sse([["start", start], ["delta", { text: "Hel" }], ["delta", { text: "lo" }], ["stopped", {}]]));
+  await harness.until(() => harness.announced.includes("Stopped."));
+  assert.deepEqual(harness.announced.slice(0, 5), [
+    "The reply has started.",
+    "Connection lost. Reconnecting, nothing is lost.",
+    "Queued.",
+    "Connected again.",
+    "Stopped.",
+  ]);
+});
+
 test("going on keeps the text and adds to it", async () => {
   const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "One, ", { status: "stopped" })]);
   const harness = new Harness({
