@@ -91,6 +91,28 @@ def test_two_tabs_with_one_queue_send_it_once(visit: Visit, chat: Server, model:
     assert model.stats("two tabs")["posts"] == 1
 
 
+def test_what_another_tab_sends_takes_no_editor_away(visit: Visit, chat: Server) -> None:
+    first = visit(chat.url)
+    ask(first, "First", tokens=4000, rate=20)
+    expect(reply(first)).not_to_be_empty()
+    second = visit(first.url, first.context)
+    expect(reply(second)).not_to_be_empty()
+    ask(first, "Second", text="As it was")
+    expect(second.locator(".waiting")).to_have_count(1)
+    first.locator(".waiting").get_by_role("button", name="Edit").click()
+    area = first.get_by_label("Edit the waiting message")
+    area.fill(f"Second, changed {json.dumps({'text': 'As changed'})}")
+    second.get_by_role("button", name="Stop").click()
+    for page in (second, first):
+        expect(reply(page)).to_have_text("As it was")
+    expect(area).to_have_value(re.compile("^Second, changed"))
+    area.press("Enter")
+    expect(reply(first)).to_have_text("As changed")
+    expect(first.locator(".message")).to_have_count(6)
+    first.get_by_role("link", name="New conversation").click()
+    expect(area).to_have_count(0)
+
+
 def test_what_waits_for_a_reply_that_fails_is_held_back(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ask(page, "First", tokens=400, rate=20, fault="error", after=80, tag="held")

@@ -76,18 +76,22 @@ export class Sending {
   }
 
   /**
-   * A message that waits is being changed. While its conversation is shown, neither it nor what follows it is sent.
+   * A message that waits is being changed, in the conversation shown: neither it nor what follows it is sent here.
    *
    * @param id null: none any more.
    */
   hold(id: string | null): void {
+    const held = this.#editing;
     this.#editing = id;
-    this.pump(this.#desk.shown());
+    if (held !== null) this.pump(this.#desk.shown());
   }
 
   /** A message that waits: another text for it. */
   edit(item: Item, text: string): void {
-    this.#desk.shown().queue.edit(item.id, text);
+    const { queue } = this.#desk.shown();
+    queue.load();
+    if (!queue.get(item.id)) return this.send(text); // Another tab has sent it as it was.
+    queue.edit(item.id, text);
     this.pump(this.#desk.shown());
     this.#desk.changed();
   }
@@ -127,14 +131,13 @@ export class Sending {
   pump(conversation: Conversation): void {
     if (this.closed || (this.#desk.unread() && conversation === this.#desk.shown())) return;
     const { queue } = conversation;
-    const editing = conversation === this.#desk.shown() ? this.#editing : null;
     queue.load();
     let chained = queue.items.some((item) => item.parent === undefined && queue.flying.has(item.id));
     for (const item of queue.waiting) {
       const chain = item.parent === undefined;
       if (chain && chained) continue;
       chained ||= chain;
-      if (item.id === editing) continue;
+      if (item.id === this.#editing) continue;
       const parent = this.#place(conversation, item);
       if (item.why || (!item.body && (conversation.busy(parent) || (item.queued && held(parent))))) continue;
       this.#post(conversation, item, parent);

@@ -112,7 +112,7 @@ export class Session {
   /** Show a conversation, or an empty one. Streams of the one that is left are closed; its runs go on. */
   async open(id: string | null): Promise<void> {
     const opening = ++this.#opening;
-    const left = this.conversation;
+    this.sending.hold(null);
     this.#looked = Date.now();
     this.#id = id;
     this.#leave();
@@ -121,7 +121,6 @@ export class Session {
     this.#options.wire?.clear();
     this.problem = this.failure = "";
     this.loading = id !== null && !aside;
-    if (this.sending.aside.has(left)) this.sending.pump(left); // nobody is changing what waits there any more
     this.#events.onChange();
     if (id === null) return this.sending.pump(this.conversation);
     try {

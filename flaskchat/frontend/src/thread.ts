@@ -3,7 +3,7 @@
 import { html, nothing } from "lit";
 import type { LitElement, TemplateResult } from "lit";
 import { repeat } from "lit/directives/repeat.js";
-import type { Entry } from "./conversation.ts";
+import type { Conversation, Entry } from "./conversation.ts";
 import type { EditorActions } from "./editor.ts";
 import { back, on } from "./icons.ts";
 import type { ReplyView } from "./message.ts";
@@ -30,7 +30,8 @@ export class Thread {
   readonly #host: Host;
   readonly #actions: ThreadActions;
   /** The question or waiting message that is being edited. */
-  #editing: Entry | Item["id"] | null = null;
+  #editing: Entry | Item | null = null;
+  #shown: Conversation | null = null;
   readonly #detailed = new Set<Entry>();
   #extras: Extras | null = null;
 
@@ -40,13 +41,19 @@ export class Thread {
   }
 
   render(branch: readonly Entry[]): TemplateResult {
-    const { queue } = this.#actions.session().conversation;
+    const { conversation } = this.#actions.session();
+    if (this.#shown !== conversation) this.#editing = null;
+    this.#shown = conversation;
+    const { waiting } = conversation.queue;
+    const editing = this.#editing;
+    // What another tab sends meanwhile takes no editor away.
+    if (editing && !("key" in editing) && !conversation.queue.get(editing.id)) waiting.push(editing);
     return html`${repeat(
       branch,
       (entry) => entry.key,
       (entry) => (entry.role === "user" ? this.#question(entry) : this.#reply(entry, entry === branch.at(-1))),
     )}${repeat(
-      queue.waiting,
+      waiting,
       (item) => item.id,
       (item) => this.#waiting(item),
     )}`;
@@ -161,7 +168,7 @@ export class Thread {
       behind: "Queued. It is sent after the message above.",
       queued: "Queued. It is sent when the reply has ended.",
     }[waits];
-    if (this.#editing === item.id && this.#extras) {
+    if (this.#editing?.id === item.id && this.#extras) {
       return html`<div class="user">${this.#extras.editor(item.text, "Edit the waiting message", this.#editor(item))}</div>`;
     }
     return html`<div class="user waiting" role="group" aria-label="Not sent yet">
@@ -213,10 +220,11 @@ export class Thread {
   }
 
   async #edit(what: Entry | Item): Promise<void> {
-    const { sending } = this.#actions.session();
+    const { sending, conversation } = this.#actions.session();
     sending.hold("key" in what ? null : what.id);
     if (!(await this.#load())) return sending.hold(null);
-    this.#editing = "key" in what ? what : what.id;
+    if (conversation !== this.#shown) return;
+    this.#editing = what;
     this.#host.requestUpdate();
     await this.#host.updateComplete;
     const area = this.#host.renderRoot.querySelector<HTMLTextAreaElement>(".editor textarea");

@@ -223,6 +223,23 @@ test("a message that is being changed is sent when its writer has done, and none
   assert.deepEqual(harness.calls.map((call) => (call.body!["message"] as { text: string }).text), ["One", "Two, changed", "Three"]);
 });
 
+test("a message that another tab sends while it is being changed here becomes another one", async () => {
+  let answer!: (response: Response) => void;
+  const place = memory();
+  const harness = new Harness({ "POST /chat/conversation": [new Promise<Response>((resolve) => (answer = resolve))] }, place);
+  harness.session.send("One");
+  answer(sse([["start", start]]));
+  await harness.until(() => harness.session.conversation.id !== null);
+  harness.session.send("Two");
+  const [two] = harness.queue.waiting;
+  harness.session.sending.hold(two!.id);
+  new Queue(new Kept("/chat", place), "c_1").remove(two!.id);
+  harness.session.sending.edit(two!, "Two, changed");
+  harness.session.close();
+  assert.deepEqual(harness.queue.items.map((item) => item.text), ["Two, changed"]);
+  assert.notEqual(harness.queue.items[0]!.id, two!.id);
+});
+
 test("a message whose writer leaves the conversation while changing it is sent as it was", async () => {
   let answer!: (response: Response) => void;
   const second = { ...start, run_id: "run_2", message_id: "m_4", user_message_id: "m_3" };
