@@ -109,8 +109,6 @@ def test_what_another_tab_sends_takes_no_editor_away(visit: Visit, chat: Server)
     area.press("Enter")
     expect(reply(first)).to_have_text("As changed")
     expect(first.locator(".message")).to_have_count(6)
-    first.get_by_role("link", name="New conversation").click()
-    expect(area).to_have_count(0)
 
 
 def test_what_waits_for_a_reply_that_fails_is_held_back(visit: Visit, chat: Server) -> None:
@@ -237,9 +235,13 @@ def test_what_waits_is_sent_while_its_writer_is_elsewhere(visit: Visit, chat: Se
     ask(page, "Second", tag="elsewhere queue", text="Reply two")
     expect(page.locator(".waiting")).to_have_count(1)
     (running,) = {each["run_id"] for each in stored(page)["running"]}
+    page.locator(".waiting").get_by_role("button", name="Edit").click()
+    editor = page.get_by_label("Edit the waiting message")
+    expect(editor).to_be_focused()
     page.get_by_role("link", name="New conversation").click()
     expect(page.locator(".message")).to_have_count(0)
     expect(page.locator(".waiting")).to_have_count(0)
+    expect(editor).to_have_count(0)
     assert page.request.post(f"{chat.url}/runs/{running}/stop", data={}).ok
     for _ in deadline(30, "the message that waited"):
         page.wait_for_timeout(20)
