@@ -132,14 +132,20 @@ def test_a_copy_that_is_killed_goes_on_until_it_is_whole_and_the_server_serves_i
         before = rows_of(rooms.database)
     project = Project(tmp_path, url)
     seen, kills = 0, 0
-    for _ in range(20 if long else 3):
+    until = time.monotonic() + (300 if long else 60)
+    while kills < (20 if long else 3):
         process = project.start("copy", file)
-        until = time.monotonic() + 60
         while process.poll() is None and copied(postgres, url) <= seen:
             assert time.monotonic() < until, "nothing is copied"
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        _, told = process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            kills += 1
+        elif process.returncode == 0:
+            break
+        else:  # a machine that is busy may give up on the server; whoever typed it repeats it, as is done here
+            print("ended by itself:", process.returncode, told)
+            assert time.monotonic() < until, told
         seen = copied(postgres, url)
     total = sum(len(rows) for rows in before.values())
     print("killed", kills, "times, rows then:", seen, "of", total)
