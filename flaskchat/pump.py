@@ -282,11 +282,10 @@ class Pump:
         """
         moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
         self._moving = False
-        if self.feeds:
-            self._needed_at = now
-        self._listen(self.live.watchers > 0 or bool(self.feeds))
+        self._needed_at = now if self.feeds else self._needed_at
         follow = self.live.watchers > 0 or self.busy() or now - self._needed_at < UNFOLLOW_AFTER
         if not moved and not follow:
+            self._listen(False)
             self._stop_following()
             return None, True
         entries, endings = [], []
@@ -296,6 +295,7 @@ class Pump:
             if ended:
                 endings.append(feed.ending(frames))
         try:
+            self._listen(self.live.watchers > 0 or bool(self.feeds))
             refused, came = self.log.calls.call(self._turn, lease, entries, endings, follow, looked_for)
         except BaseException as error:
             self._keep(moved)
@@ -315,8 +315,7 @@ class Pump:
             if number % TURNS == 0:
                 tasks.sleep(0)
         self._take_in()
-        until = time.monotonic() + TICK
-        while came and self.log.behind and time.monotonic() < until:
+        while came and self.log.behind and time.monotonic() < now + TICK:
             came = self.log.calls.call(self._read_on)
             self._take_in()
         self._moving = self._moving or (came and self.log.behind)  # the rest with the next ticks: ours have their turn

@@ -170,6 +170,20 @@ def test_who_waits_for_others_is_told_by_the_log_and_does_not_look_each_tick(ben
     assert not bench.log.listened
 
 
+def test_nothing_is_lost_where_the_log_fails_to_listen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(wanted: bool) -> int | None:
+        raise RuntimeError("no descriptor")
+
+    feed, source = bench.run("run_a")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.log, "listen", failing)
+        bench.put(feed, source, Delta("Hello"), Done())
+        with pytest.raises(RuntimeError):
+            bench.tick()
+    bench.tick()
+    assert bench.log.text("run_a") == "Hello" == bench.log.endings[0].text
+
+
 def test_a_log_that_cannot_tell_is_looked_at_each_tick(bench: Bench) -> None:
     bench.pump.attend(bench.live.add(LiveRun("run_x", own=False)), Bell())
     bench.tick()

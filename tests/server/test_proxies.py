@@ -7,6 +7,7 @@ short one they have patience for 3 s, and a second goes by between two cuts.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -258,3 +259,15 @@ def test_a_rolling_restart_behind_nginx_shows_no_error_to_anybody(
 
 def question(dice: random.Random) -> dict[str, object]:
     return {"tokens": dice.choice((20, 60, 120, LONGER)), "rate": 40}
+
+
+def test_a_page_behind_nginx_on_another_port_than_80_may_send(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """Over plain HTTP a browser says no more than its Origin, and that has the port."""
+    server = serve({"FLASKCHAT_TRUSTED_PROXIES": "1"})
+    with proxies.deployed_nginx(tmp_path, server.port) as port:
+        body = json.dumps({"message": {"id": "from-another-port", "text": '{"tokens": 3}'}})
+        for origin, status in ((f"http://127.0.0.1:{port}", 200), ("http://127.0.0.1", 403)):
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+                headers = {"Content-Type": "application/json", "Origin": origin}
+                connection.request("POST", "/conversation", body, headers)
+                assert connection.getresponse().status == status, origin
