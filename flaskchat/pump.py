@@ -69,8 +69,6 @@ class Pump:
         """Whether `checks` have anything to look at though no run is live here."""
         self.unavailable_since: float | None = None
         """Since when the log has refused every commit (monotonic)."""
-        self.readable = True
-        """Whether the last look at the log found what others have appended."""
         self._check_period = check_period
         self._next_check = 0.0
         self._touched: deque[Feed] = deque()
@@ -210,7 +208,7 @@ class Pump:
 
     def _tick(self, now: float) -> None:
         looks = [self._looks.popleft() for _ in range(len(self._looks))]  # others may add to them
-        refused, came = None, False
+        came = False
         try:
             lease, touched = self._gather()
             if now >= self._next_check:
@@ -221,13 +219,15 @@ class Pump:
                     except Exception:  # must not keep the tick from committing what it gathered
                         logger.exception("a check failed")
             refused, came = self._commit(now, lease, touched, bool(looks))
+            self._note(now, refused)
         finally:
-            self.readable = came
             if came and self.log.behind:
                 self._looks.extendleft(reversed(looks))  # what they wait for is not all here yet
             else:
                 for look in looks:
                     look.give(came)
+
+    def _note(self, now: float, refused: LogUnavailable | None) -> None:
         if refused is None:
             if self.unavailable_since is not None:
                 logger.warning("the log can be used again after %.1f s", now - self.unavailable_since)

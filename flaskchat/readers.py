@@ -134,9 +134,9 @@ class Readers:
         visitor.returning = visitor.returning or cursor != 0
         if run is None:
             return self._finished(run_id, cursor, visitor)
+        if cursor is not None and cursor > run.last_seq and not self._caught_up(run):
+            raise _unreadable()  # the cursor may be right
         if cursor is None or cursor > run.last_seq:
-            if not run.own and not self.pump.readable:  # memory may be behind, and the cursor right
-                raise _unreadable()
             reset = self._reset(run)
             return self.attach(run, reset.seq, visitor, first=sse.encode_reset(reset))
         if run.ended and cursor == run.last_seq:
@@ -271,6 +271,12 @@ class Readers:
         run.extend([frames[at : at + CHUNK] for at in range(start, len(frames), CHUNK)], True)
         self.pump.poller.ring()  # an idle pump looks at its readers seldom
         return self.attach(run, 0, visitor, first=first)
+
+    def _caught_up(self, run: LiveRun) -> bool:
+        """Wait until memory has what the log has of a run. Also of our own: other workers' readers may see what a tick
+        has committed before it has come back, or though it came back with an error.
+        """
+        return self.pump.refresh() and (not run.own or self.pump.unavailable_since is None)
 
     def _reset(self, run: LiveRun) -> Reset:
         """:raises Unavailable: what memory has let go of is not to be had."""

@@ -129,6 +129,22 @@ def hub() -> dict[str, float]:
     return {"held": found.reset(), "holds": found.holds}
 
 
+@app.get("/linger")
+def linger() -> str:
+    """From now on this worker learns so many seconds late that it has committed something; others see it at once."""
+    log, seconds = app.extensions["flaskchat"].runtime.pump.log, float(request.args["seconds"])
+    turn = type(log).turn
+
+    def late(lease: object, entries: list[object], endings: list[object]) -> object:
+        found = turn(log, lease, entries, endings)
+        if entries:
+            time.sleep(seconds)
+        return found
+
+    log.turn = late
+    return "lingers"
+
+
 @app.get("/hold")
 def hold() -> str:
     """Does what nothing should: waits in C, without letting others run."""

@@ -201,6 +201,28 @@ def test_a_client_that_does_not_read_a_finished_run_is_cut_off_too(shared: Serve
 # -- cursors that mean nothing ---------------------------------------------------------------------------------------
 
 
+def test_who_was_told_by_another_worker_before_the_writer_itself_knows_gets_no_reset(shared: Server) -> None:
+    client = shared.client()
+    stream = client.send("2000 40")
+    seen, run_id, writer = stream.take(1), stream.run_id, stream.worker
+    elsewhere = client.follow(run_id, 1, connection=client.connect_to(other_worker(shared, stream)))
+    assert client.get("/linger?seconds=0.4", connection=client.connect_to(writer)).status == 200
+    try:
+        for _ in range(5):
+            seen += elsewhere.take(1)
+            back = client.follow(run_id, seen[-1].id, connection=client.connect_to(writer))
+            assert back.status == 200
+            seen += back.take(1)
+            back.close()
+            while int(seen[-1].id) > int(elsewhere.frames[-1].id):
+                elsewhere.take(1)
+    finally:
+        client.get("/linger?seconds=0", connection=client.connect_to(writer))
+        client.stop(run_id)
+    assert [frame.event for frame in seen] == ["start", *["delta"] * 10]
+    assert seqs(seen) == list(range(1, 12))
+
+
 @pytest.mark.parametrize("cursor", ["999999", "x", "-1", "1.5", "9" * 30, "\u00b2"])
 def test_a_cursor_that_means_nothing_gets_one_reset_then_live(shared: Server, cursor: str) -> None:
     client = shared.client()
