@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -29,7 +31,7 @@ from sqlalchemy.engine import Connection, Row
 from . import metrics, sse, tasks
 from .errors import Unavailable
 from .feed import encode_parts
-from .log.base import Append, Log
+from .log.base import Append, Log, Orphan
 from .models import Interrupted, Start
 from .replay import Replay
 from .store.base import Ending, Lease
@@ -42,6 +44,8 @@ logger = logging.getLogger("flaskchat")
 ROUND = 2.0
 GONE_AFTER = 4
 CHORES = 600
+TOGETHER = 20
+"""Runs that are ended in one transaction: each waits for the database's one writer, and a worker may have hundreds."""
 
 WORKER_LOST = "The server that was writing this reply went away. What it had written is kept."
 
@@ -113,25 +117,24 @@ class Sweeper:
         else:
             self._on_fenced(lease)
         self._database.checkpoint()  # before the log is asked, which may be elsewhere and away
-        past = self._log.past(orphans) if orphans else {}
-        for run_id, frames in past.items():
-            if self._end_orphan(run_id, frames):
+        if orphans:
+            self.end(orphans)
+        self._log.prune()
+
+    def end(self, run_ids: Sequence[str]) -> None:
+        """End runs whose worker is gone, with the text that is in the log. At most for about a round: our own lease has
+        to be renewed, and those that are left are found again.
+        """
+        past, until = self._log.past(run_ids), time.monotonic() + ROUND
+        found = list(past)
+        for at in range(0, len(found), TOGETHER):
+            some = {run_id: past[run_id] for run_id in found[at : at + TOGETHER]}
+            for run_id in self._log.end(self._database.read(partial(_orphaned, past=some))):
                 logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
                 self._metrics.add(metrics.TAKEOVERS)
                 self._metrics.add(metrics.REPLIES_ENDED, "interrupted")
-        self._log.prune()
-
-    def _end_orphan(self, run_id: str, frames: list[bytes]) -> bool:
-        """End one run whose worker is gone, with the text that is in the log.
-
-        :returns: whether it was still to be ended.
-        """
-        row = self._database.read(lambda c: c.execute(_RUN, {"run": run_id}).first())
-        if row is None:
-            return False
-        ending, last = orphan_ending(row, frames)
-        append = Append(run_id, len(frames) + 1, last, True)
-        return self._log.end(Lease(row.worker_id, row.epoch), ending, append)
+            if time.monotonic() > until:
+                break
 
     def _anything(self, c: Connection, lease: Lease) -> bool:
         others = sa.select(workers.c.id).where(workers.c.id != lease.worker_id).exists()
@@ -162,11 +165,15 @@ def _orphans() -> sa.Select[Any]:
     return sa.select(runs.c.id).where(runs.c.state == "running", ~sa.exists().where(owner))
 
 
-_RUN = (
-    sa.select(runs, conversations.c.title)
-    .join(conversations, conversations.c.id == runs.c.conversation_id)
-    .where(runs.c.id == sa.bindparam("run"), runs.c.state == "running")
-)
+def _orphaned(c: Connection, past: dict[str, list[bytes]]) -> list[Orphan]:
+    """How those that are still running are to end. Puts their texts together, and so is not for the hub."""
+    wanted = sa.select(runs, conversations.c.title).join(conversations, conversations.c.id == runs.c.conversation_id)
+    orphans = []
+    for row in c.execute(wanted.where(runs.c.id.in_(list(past)), runs.c.state == "running")).all():
+        frames = past[row.id]
+        ending, last = orphan_ending(row, frames)
+        orphans.append(Orphan(Lease(row.worker_id, row.epoch), ending, Append(row.id, len(frames) + 1, last, True)))
+    return orphans
 
 
 def orphan_ending(row: Row[Any], frames: list[bytes]) -> tuple[Ending, list[bytes]]:

@@ -77,7 +77,7 @@ class Daemon:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             self._process = subprocess.Popen(self._command(), **streams, **self._how)
 
-    def _family(self) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
         """Its processes, the one that forks them first."""
         if not self.running:
             return []
@@ -90,14 +90,14 @@ class Daemon:
     def _signal(self, number: int) -> None:
         if self._process is not None:
             self._process.send_signal(number)  # first: one that is stopped forks no more
-        for process in self._family()[1:]:
+        for process in self.family()[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
     def kill(self) -> None:
         """`kill -9` of all of it."""
         self.freeze()  # so that the list is complete
-        family = self._family()
+        family = self.family()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -21,7 +21,7 @@ WAITING = (
 """Files that take long and leave the processors idle for most of it, the longest first."""
 
 COMPUTING = (
-    "test_promises", "test_tabs", "test_deploys", "test_readers", "test_axe", "test_page", "test_bench",
+    "test_promises", "test_tabs", "test_deploys", "test_readers", "test_axe", "test_page", "test_bench", "test_outage",
     "test_database_faults", "test_races", "test_broken_models", "test_kill", "test_queue", "test_markdown",
     "test_deploy", "test_conversation", "test_openapi", "test_sidebar", "test_watch", "test_shell", "test_host",
     "test_frontend_unit", "test_log_machine", "test_sweep", "test_slow_attacks", "test_outlet", "test_streaming",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flaskchat.log.base import Append, Stop
+from flaskchat.log.base import Append, Orphan, Stop
 from flaskchat.log.bell import Bell
 from flaskchat.store.base import Lease
 from tests.rooms import Rooms, ending_of, worker_rooms
@@ -130,7 +130,8 @@ def test_the_end_of_a_dead_worker_s_run_is_told_of(make: Callable[[], Rooms]) ->
     assert fd is not None
     lease: Lease = dead.holding.lease
     ending = ending_of(theirs, "word", [b"word", b"end"])
-    assert make().journal.end(lease, ending, Append(theirs.run_id, 3, [b"end"], True))
+    orphan = Orphan(lease, ending, Append(theirs.run_id, 3, [b"end"], True))
+    assert make().journal.end([orphan]) == [theirs.run_id]
     assert told(fd, 10)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from flaskchat.log.base import Append, LogUnavailable
 from flaskchat.models import Done
 from flaskchat.sse import encode
 from flaskchat.store.base import Fenced
+from flaskchat.store.postgres import PostgreSQL
 from flaskchat.store.schema import runs
 from tests.backends import Backend
 from tests.rooms import ROOT, Rooms, count, ending_of, where
@@ -100,6 +102,31 @@ def test_a_server_that_stands_still_is_given_up_within_seconds(make: Callable[[]
     rooms.append(begun, "meanwhile")
     seen = [frame for entry in rooms.journal.read(begun.run_id) for frame in entry.frames]
     assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("which", ["tick", "store"])
+def test_the_server_s_end_of_each_connection_finds_out_within_seconds_that_we_are_gone(
+    make: Callable[[], Rooms], which: str
+) -> None:
+    """A node that is cut off between a statement and its Sync would keep its lease locked there for hours: no timeout
+    of the server's counts then, only what its kernel finds out. SHOW asks the socket.
+    """
+    rooms = make()
+    rooms.begin()
+    database = rooms.database
+    assert isinstance(database, PostgreSQL)
+
+    def shown(name: str) -> int:
+        if which == "store":
+            return int(database.write(lambda c: c.exec_driver_sql(f"SHOW {name}").scalar()))
+        raw = database.open(patience=1.0)
+        with contextlib.closing(raw):
+            return int(raw.execute(f"SHOW {name}".encode()).fetchone()[0])
+
+    idle, interval, times = (shown(f"tcp_keepalives_{name}") for name in ("idle", "interval", "count"))
+    assert 0 < idle + interval * times <= 5
+    assert 0 < int(str(shown("tcp_user_timeout"))) <= 5000
+
 
 
 def test_an_ending_whose_answer_was_lost_is_taken_for_done_and_another_s_is_not(make: Callable[[], Rooms]) -> None:

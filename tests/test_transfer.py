@@ -383,7 +383,8 @@ def test_a_continued_reply_is_the_sum_of_its_runs(file: str) -> None:
     with rooms_at(file) as rooms:
         begun = rooms.begin("Tell me")
         rooms.append(begun, "Once ")
-        rooms.sweeper._end_orphan(begun.run_id, rooms.live.pop(begun.run_id))
+        rooms.live.pop(begun.run_id)
+        rooms.sweeper.end([begun.run_id])
         again = rooms.begin(action="continue", text="", message_id=begun.message_id)
         rooms.run(again, "upon a time")
         assert rooms.text(begun) == "Once upon a time"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -27,6 +27,16 @@ class Append(msgspec.Struct, array_like=True, tag="a", frozen=True, gc=False):
     seq: int
     frames: list[bytes]
     ended: bool = False
+
+
+class Orphan(NamedTuple):
+    """A run whose worker is gone, and how it is to end."""
+
+    lease: Lease
+    """Under which it was begun."""
+    ending: Ending
+    last: Append
+    """What its log lacks."""
 
 
 @functools.cache
@@ -153,11 +163,11 @@ class Log(Protocol):
         :raises Unavailable:
         """
 
-    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
-        """End a run whose worker is gone: finish it in the store, and append what its log lacks.
+    def end(self, orphans: Sequence[Orphan]) -> list[str]:
+        """End runs whose workers are gone: finish them in the store, and append what their logs lack. In one
+        transaction, so a few at a time.
 
-        :param lease: under which it was begun.
-        :returns: False when somebody else has ended it.
+        :returns: which of them were ended; the others somebody else has ended.
         :raises Unavailable:
         """
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import exc
@@ -29,7 +29,7 @@ from sqlalchemy.engine import Connection
 from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.sqlite import SQLite
-from .base import Append, Control, Entry, LogUnavailable
+from .base import Append, Control, Entry, LogUnavailable, Orphan
 from .bell import Bell
 from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
 
@@ -103,9 +103,9 @@ class Journal(Rows):
         super().announce(entry)
         self._file.offload(self._ring)  # which may wait for the disk
 
-    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
+    def end(self, orphans: Sequence[Orphan]) -> list[str]:
         try:
-            return super().end(lease, ending, last)
+            return super().end(orphans)
         finally:
             self._file.offload(self._ring)
 

@@ -32,15 +32,14 @@ import sqlalchemy as sa
 
 from .. import tasks
 from ..errors import Unavailable
-from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Database
 from ..store.schema import run_events, runs, workers
 from . import streams
-from .base import Append, Control, Entry, LogUnavailable
+from .base import Append, Control, Entry, LogUnavailable, Orphan
 from .endings import Endings
 from .link import Command, Link, Where
-from .rows import Rows
+from .rows import Rows, finish_orphans
 from .server import Server
 from .tail import Memory, Tail
 
@@ -251,19 +250,19 @@ class RedisLog:
         _refused(sealed)  # it was sealed before
         return streams.joined([e for rows in self._pages(self._beside, run_id) for e in streams.appends(rows)])
 
-    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
+    def end(self, orphans: Sequence[Orphan]) -> list[str]:
+        ended = self._database.write(lambda c: finish_orphans(self._database.executor(c), orphans))
+        commands = []
+        for orphan in orphans:
+            if orphan.ending.run_id in ended:
+                key = self._keys.run(orphan.ending.run_id)
+                commands += [streams.append_last(key, orphan.last), streams.expire(key, streams.ENDED_SECONDS)]
         try:
-            self._database.write(lambda c: finish.write(self._database.executor(c), lease, ending))
-        except Fenced:
-            return False
-        key = self._keys.run(ending.run_id)
-        try:
-            self._errands.call(
-                self._beside.ask, streams.append_last(key, last), streams.expire(key, streams.ENDED_SECONDS)
-            )
+            if commands:
+                self._errands.call(self._beside.ask, *commands)
         except LogUnavailable:
-            logger.info("run %s: its end could not be told over Redis; the store has it", ending.run_id)
-        return True
+            logger.info("runs %s: their end could not be told over Redis; the store has it", ", ".join(ended))
+        return ended
 
     def empty(self) -> bool:
         return not (self._memory.own() or self._memory.foreign() or self._forgotten) and self._rows.empty()

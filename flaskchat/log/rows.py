@@ -5,10 +5,11 @@ The same for every SQL database. Goes through the store's connections, each call
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -17,10 +18,10 @@ from sqlalchemy.engine import Connection
 
 from .. import tasks
 from ..store import finish
-from ..store.base import Ending, Fenced, Lease
-from ..store.engine import Database
+from ..store.base import Fenced
+from ..store.engine import Ask, Database
 from ..store.schema import journal, runs
-from .base import Append, Control, Entry
+from .base import Append, Control, Entry, Orphan
 
 logger = logging.getLogger("flaskchat")
 
@@ -42,7 +43,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], list[Entry]] = msgspec.msgpack.Decoder(list[Entry]).decode
 
 
-def encode_row(entries: list[Entry] | list[Append]) -> bytes:
+def encode_row(entries: Sequence[Entry]) -> bytes:
     return _encode(entries)
 
 
@@ -93,10 +94,10 @@ class Rows:
         """As the store is, which is asked by itself."""
 
     def announce(self, entry: Control) -> None:
-        self._database.write(lambda c: self._insert(c, entry))
+        self._database.write(lambda c: self._insert(c, [entry]))
 
-    def _insert(self, c: Connection, entry: Entry) -> None:
-        c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row([entry])))
+    def _insert(self, c: Connection, entries: list[Entry]) -> None:
+        c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row(entries)))
         self._added(c)
 
     def _added(self, c: Connection) -> None:
@@ -106,16 +107,14 @@ class Rows:
         # Once for all, and not within the transactions that end them: a row holds a tick of all runs of a worker.
         return self._database.read(lambda c: _past(c, run_ids))
 
-    def end(self, lease: Lease, ending: Ending, last: Append) -> bool:
-        def end(c: Connection) -> bool:
-            self._insert(c, last)
-            finish.write(self._database.executor(c), lease, ending)
-            return True
+    def end(self, orphans: Sequence[Orphan]) -> list[str]:
+        def end(c: Connection) -> list[str]:
+            ended = finish_orphans(self._database.executor(c), orphans)
+            if ended:
+                self._insert(c, [orphan.last for orphan in orphans if orphan.ending.run_id in ended])
+            return ended
 
-        try:
-            return self._database.write(end)
-        except Fenced:
-            return False
+        return self._database.write(end)
 
     def empty(self) -> bool:
         return not self._database.read(lambda c: c.execute(sa.select(sa.select(journal.c.id).exists())).scalar())
@@ -138,6 +137,19 @@ class Rows:
         at: int | None = first_row
         while at is not None and names:
             at = self._database.write(partial(_forget, names=names, after=at))
+
+
+def finish_orphans(ask: Ask, orphans: Sequence[Orphan]) -> list[str]:
+    """:param ask: the driver's connection, within a transaction.
+    :returns: which were still to be ended.
+    """
+    ended = []
+    # In one order for all workers, so that none waits for another that waits for it.
+    for lease, ending, _ in sorted(orphans, key=lambda orphan: orphan.ending.conversation_id):
+        with contextlib.suppress(Fenced):  # somebody else was first, and has written the same a moment ago
+            finish.write(ask, lease, ending)
+            ended.append(ending.run_id)
+    return ended
 
 
 def _past(c: Connection, run_ids: Collection[str]) -> dict[str, list[bytes]]:

@@ -81,7 +81,7 @@ def newest(key: bytes) -> Command:
 
 
 def _fields(entries: list[Entry] | list[Append] | list[Control]) -> tuple[bytes, ...]:
-    return b"v", b"%d" % VERSION, b"d", encode_row(entries)  # type: ignore[arg-type]
+    return b"v", b"%d" % VERSION, b"d", encode_row(entries)
 
 
 def decode(row: Row) -> list[Entry]:

@@ -18,8 +18,9 @@ GO = subjects.Go.name
 HOW = """\
 Medians of the rounds, in brackets the smallest and the largest. Ratios (÷) are taken within a round, because the
 machine is not the same in the next one; they say more than the figures. Each is one process: one thread of Python or
-JavaScript, one processor for Go. flaskchat keeps what it relays (SQLite, committed before it is sent); the others keep
-nothing. The delay is from the model's sending to the client's receiving."""
+JavaScript, one processor for Go. flaskchat keeps what it relays (in SQLite, or where its name says, on this machine as
+well; committed before it is sent); the others keep nothing. CPU is that of the one process; that of database servers is
+in a column of its own, in µs per token as well. The delay is from the model's sending to the client's receiving."""
 
 
 def say(words: str) -> None:
@@ -86,7 +87,7 @@ def rounds(given: argparse.Namespace, found: list[subjects.Subject], results: re
         bench = measurements.Bench(folder, model, url, given.seconds, given.scale)
         for name in names:
             measurement = measurements.ALL[name]
-            taking_part = [s for s in found if measurement.everybody or s.name == subjects.OURS]
+            taking_part = [subject for subject in found if measurement.concerns(subject)]
             for number in range(given.rounds):
                 for subject in taking_part:
                     say(f"{name}, round {number + 1} of {given.rounds}: {subject.name}")

@@ -15,12 +15,13 @@ from flaskchat.bench import machine, ramp
 from flaskchat.bench.load import quantile
 from flaskchat.bench.processes import Child
 from flaskchat.bench.project import APPLICATION
-from tests.bench.subjects import OURS, Flaskchat, Running, Subject
+from tests.bench.subjects import Flaskchat, Networked, Running, Subject
 from tests.rooms import OWNER, worker_rooms
 
 ASK = list(ramp.QUESTION)
 CPU = "CPU, µs per token"
 PER_EVENT = "CPU, µs per delivered event"
+SERVERS = "CPU of its database servers"
 MEMORY = "memory, kB per reply"
 PER_STREAM = "memory, kB per stream"
 SILENCE = 0.1
@@ -84,16 +85,27 @@ def followers(heads: list[list[str]], each: int = 1) -> list[list[Any]]:
 
 def replies(number: int, rate: float) -> Callable[[Bench, Subject], Figures]:
     def measure(bench: Bench, subject: Subject) -> Figures:
-        with subject.running(bench.folder, bench.model_url) as running, bench.warm(running, rate) as (steps, _):
+        with subject.running(bench.folder, bench.model_url) as running, bench.warm(running, rate) as (steps, load):
             step = steps.step(bench.count(number), bench.seconds)
             if not step.whole:
                 raise RuntimeError(f"{step.started} of {step.replies} replies began: {step.errors}")
             return {
-                CPU: step.cpu_us_per_token, MEMORY: step.memory_kb_per_reply, P50: step.delay_ms_p50,
-                P99: step.delay_ms_p99, "tokens/s": step.tokens_per_second,
+                CPU: step.cpu_us_per_token, SERVERS: of_servers(bench, load, running),
+                MEMORY: step.memory_kb_per_reply, P50: step.delay_ms_p50, P99: step.delay_ms_p99,
+                "tokens/s": step.tokens_per_second,
             }  # fmt: skip
 
     return measure
+
+
+def of_servers(bench: Bench, load: Child, running: Running) -> float | None:
+    """Microseconds a token, while the replies go on."""
+    if running.servers is None:
+        return None
+    before = machine.cpu(running.servers())
+    counted = load.ask("measure", bench.seconds, seconds=bench.seconds + 30)
+    used = machine.cpu(running.servers())
+    return None if before is None or used is None else (used - before) * 1e6 / max(1, counted["tokens"])
 
 
 def most(bench: Bench, subject: Subject) -> Figures:
@@ -135,7 +147,7 @@ def held(bench: Bench, subject: Subject) -> Figures:
     count = bench.count(1000)
     with subject.running(bench.folder, bench.model_url) as running, bench.warm(running, 0) as (_, load):
         targets: list[list[Any]] = [[count, "GET", "/held"]]
-        if subject.name == OURS:
+        if isinstance(subject, Flaskchat):
             targets = followers(opened(load, [[1, *ASK]], heads=True)["heads"], count)
         time.sleep(1)  # what the first of them needed is let go of
         before = machine.memory(running.pids())
@@ -174,11 +186,10 @@ def across(bench: Bench, subject: Subject) -> Figures:
     so that nobody has to try which of the two has taken a connection.
     """
     assert isinstance(subject, Flaskchat)
-    database = bench.folder / f"across-{time.monotonic_ns()}.sqlite3"
-    same = {"FLASKCHAT_DATABASE_URL": f"sqlite:///{database}", "SECRET_KEY": "the same on both"}
     with (
-        subject.running(bench.folder, bench.model_url, **same) as writer,
-        subject.running(bench.folder, bench.model_url, **same) as other,
+        subject.database(bench.folder) as database,
+        subject.running(bench.folder, bench.model_url, **database, SECRET_KEY="the same on both") as writer,
+        subject.running(bench.folder, bench.model_url, **database, SECRET_KEY="the same on both") as other,
         bench.warm(other, 20) as (_, readers),
         bench.load(writer.port) as askers,
     ):
@@ -197,21 +208,22 @@ def finished(bench: Bench, subject: Subject) -> Figures:
     assert isinstance(subject, Flaskchat)
     events = bench.count(5000)
     run_id = ""
+    file = bench.folder / f"finished-{time.monotonic_ns()}.sqlite3"
 
     def write(folder: Path) -> None:
         nonlocal run_id
         application = folder / "bench_project.py"
         identity = f"FlaskChat(app, identity=lambda: {OWNER.partition(':')[2]!r})"
         application.write_text(APPLICATION.replace("FlaskChat(app)", identity), encoding="utf-8")
-        (folder / "instance").mkdir()
-        with worker_rooms(folder / "instance" / "flaskchat.sqlite3") as make:
+        with worker_rooms(file) as make:
             rooms = make()
             run = rooms.begin()
             rooms.append(run, *(f"word {number} " for number in range(events - 2)))
             rooms.finish(run, "".join(f"word {number} " for number in range(events - 2)))
             run_id = run.run_id
 
-    with subject.running(bench.folder, bench.model_url, write) as running:
+    database = {"FLASKCHAT_DATABASE_URL": f"sqlite:///{file}"}
+    with subject.running(bench.folder, bench.model_url, write, **database) as running:
         path = f"/runs/{run_id}/events"
         seconds_of(running.port, path)
         took = sorted(seconds_of(running.port, path, events=events) for _ in range(30))
@@ -241,13 +253,13 @@ def seconds_of(port: int, path: str, *, events: int | None = None) -> float:
 
 def start(bench: Bench, subject: Subject) -> Figures:
     """On a database that is there; making it, once, is another thing."""
-    started = functools.partial(subject.running, bench.folder, bench.model_url)
-    if isinstance(subject, Flaskchat):
-        database = bench.folder / f"start-{time.monotonic_ns()}.sqlite3"
-        started = functools.partial(started, FLASKCHAT_DATABASE_URL=f"sqlite:///{database}")
-        with started():
-            pass
-    with started() as running:
+    with contextlib.ExitStack() as stack:
+        started = functools.partial(subject.running, bench.folder, bench.model_url)
+        if isinstance(subject, Flaskchat):
+            started = functools.partial(started, **stack.enter_context(subject.database(bench.folder)))
+            with started():
+                pass
+        running = stack.enter_context(started())
         time.sleep(1)
         memory = machine.memory(running.pids())
         return {
@@ -263,19 +275,28 @@ class Measurement(NamedTuple):
     measure: Callable[[Bench, Subject], Figures]
     everybody: bool = True
     """Whether the peers can do it as well."""
+    networked: bool = False
+    """Whether it is another thing where the data is in database servers."""
     slow: bool = False
     """Whether it is left to who asks for it by name, or for all."""
 
+    def concerns(self, subject: Subject) -> bool:
+        if isinstance(subject, Networked):
+            return self.networked
+        return self.everybody or isinstance(subject, Flaskchat)
+
 
 ALL = {
-    "replies": Measurement("{0} live replies at 20 tokens/s", 200, replies(200, 20)),
-    "many": Measurement("{0} live replies at 20 tokens/s", 1000, replies(1000, 20)),
+    "replies": Measurement("{0} live replies at 20 tokens/s", 200, replies(200, 20), networked=True),
+    "many": Measurement("{0} live replies at 20 tokens/s", 1000, replies(1000, 20), networked=True),
     "fast": Measurement("{0} live replies at 100 tokens/s", 200, replies(200, 100)),
     "most": Measurement("Tokens through one worker before the delay's p99 passes 200 ms", 0, most, slow=True),
     "held": Measurement("{0} open streams on which nothing happens", 1000, held),
     "crowd": Measurement("One reply at 20 tokens/s with {0} readers", 2000, crowd, everybody=False),
-    "across": Measurement("{0} readers on another worker than the reply's", 200, across, everybody=False),
-    "first": Measurement("From the question to the first event, nothing else going on", 100, first_event),
+    "across": Measurement(
+        "{0} readers on another worker than the reply's", 200, across, everybody=False, networked=True
+    ),
+    "first": Measurement("From question to first event, nothing else going on", 100, first_event, networked=True),
     "finished": Measurement("Reading a finished reply of {0} events from its start", 5000, finished, everybody=False),
     "start": Measurement("Start", 0, start),
 }

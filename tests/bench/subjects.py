@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import psutil
+import pytest
 
 from flaskchat.bench import processes, project
 from flaskchat.config import Settings
+from tests.backends import Daemon, Servers, opened
+from tests.programs import program
 
 PEERS = Path(__file__).parent / "peers"
-OURS = "flaskchat"
 
 
 class Missing(Exception):
@@ -33,6 +35,8 @@ class Running(NamedTuple):
     """Whose CPU and memory count: the one worker, not what watches over it."""
     started: float
     """Seconds from the command to the first answer."""
+    servers: Callable[[], list[int]] | None = None
+    """The database servers that it has to itself, on this machine too; their CPU is counted apart."""
 
 
 class Subject(Protocol):
@@ -57,24 +61,63 @@ def output(*command: str) -> str:
 
 
 class Flaskchat:
-    name = OURS
+    name = "flaskchat"
     version = ""
 
     def prepare(self) -> None:
         pass
 
     @contextlib.contextmanager
+    def database(self, folder: Path) -> Iterator[dict[str, object]]:
+        """The settings of a place without any data, for one server or for several."""
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            yield {"FLASKCHAT_DATABASE_URL": f"sqlite:///{place}/flaskchat.sqlite3"}
+
+    def servers(self) -> Callable[[], list[int]] | None:
+        return None
+
+    @contextlib.contextmanager
     def running(
         self, folder: Path, model_url: str, change: Callable[[Path], None] | None = None, **settings: object
     ) -> Iterator[Running]:
-        """:param change: is called with the project's folder before it starts."""
+        """:param change: is called with the project's folder before it starts.
+        :param settings: those of a `database`, and others; absent: it has one of its own.
+        """
         place = Path(tempfile.mkdtemp(dir=folder))
-        project.make(place, project.settings_for(Settings(), model_url) | settings)
-        if change is not None:
-            change(place)
-        with contextlib.closing(processes.Server(place)) as server:
+        with contextlib.ExitStack() as stack:
+            if "FLASKCHAT_DATABASE_URL" not in settings:
+                settings |= stack.enter_context(self.database(folder))
+            project.make(place, project.settings_for(Settings(), model_url) | settings)
+            if change is not None:
+                change(place)
+            server = stack.enter_context(contextlib.closing(processes.Server(place)))
             took = server.wait()
-            yield Running(server.port, server.workers, took)
+            yield Running(server.port, server.workers, took, self.servers())
+
+
+class Networked(Flaskchat):
+    """With its data in database servers, which are started for it."""
+
+    def __init__(self, name: str, backend: str, *programs: str) -> None:
+        self.name, self._backend, self._programs = name, backend, programs
+        self._daemons: list[Daemon] = []
+
+    def prepare(self) -> None:
+        try:
+            for name in self._programs:
+                program(name)
+        except (pytest.skip.Exception, AssertionError) as why:
+            raise Missing(str(why)) from None
+        self.version = ", ".join(output(program(name), "--version") for name in self._programs)
+
+    @contextlib.contextmanager
+    def database(self, folder: Path) -> Iterator[dict[str, object]]:
+        with contextlib.closing(Servers()) as servers, opened(self._backend, servers) as backend:
+            self._daemons = [one for one in (backend.postgres, backend.redis) if one is not None]
+            yield backend.settings()
+
+    def servers(self) -> Callable[[], list[int]]:
+        return lambda: [process.pid for daemon in self._daemons for process in daemon.family()]
 
 
 class Relay(processes.Process):
@@ -210,4 +253,8 @@ class FastAPI(PythonPeer):
         ]  # fmt: skip
 
 
-ALL: tuple[Subject, ...] = (Flaskchat(), Go(), Node(), Pipe(), PlainFlask(), FastAPI())
+ALL: tuple[Subject, ...] = (
+    Flaskchat(), Networked("flaskchat, PostgreSQL", "postgres", "postgres"),
+    Networked("flaskchat, PostgreSQL and Redis", "postgres+redis", "postgres", "redis-server"),
+    Go(), Node(), Pipe(), PlainFlask(), FastAPI(),
+)  # fmt: skip

@@ -18,14 +18,23 @@ def box(page: Page) -> Locator:
     return page.get_by_label("Your message")
 
 
-def ask(page: Page, words: str, **directive: Any) -> None:
+def ask(page: Page, words: str = "Tell me", **directive: Any) -> dict[str, Any]:
     """Send a question whose JSON tells the model how to answer."""
     box(page).fill(f"{words} {json.dumps(directive)}")
     box(page).press("Enter")
+    return directive
 
 
 def reply(page: Page, at: int = -1) -> Locator:
+    """The text of a reply."""
     return page.locator(".reply .markdown").nth(at)
+
+
+def wait_for_text(page: Page, characters: int) -> None:
+    for _ in deadline(30, f"{characters} characters of a reply"):
+        page.wait_for_timeout(20)
+        if reply(page).count() and len(reply(page).inner_text()) >= characters:
+            return
 
 
 def is_over(page: Page) -> None:
@@ -63,6 +72,12 @@ def reload_and_compare(pages: list[Page]) -> None:
         pages[0].wait_for_timeout(20)
         if texts(pages) == followed:
             return
+
+
+def assert_nothing_is_missing(page: Page, directive: dict[str, Any]) -> None:
+    """The reply is whole in the store, and the page shows what it shows when all of it is loaded at once."""
+    assert stored(page)["messages"][-1]["text"] == badmodel.text_of(directive)
+    reload_and_compare([page])
 
 
 def stop_and_compare(pages: list[Page], directive: dict[str, Any]) -> None:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Route, expect
 
 from tests.conftest import Server
 from tests.server import badmodel
-from tests.server.checks import FAULTY
 from tests.server.client import deadline
 
-from .proxy import Proxy
-from .talk import reload_and_compare, stop_and_compare
-
-Visit = Callable[..., Page]
+from .talk import Visit, ask, is_over, reply, stop_and_compare, stored, wait_for_text
 
 RICH = """Some **bold** text with `code`.
 
@@ -38,44 +28,6 @@ print("<b>")
 
 <img src=x onerror=alert(1)> and ![a cat](https://images.example/cat.png)
 """
-
-
-def ask(page: Page, words: str = "Tell me", **directive: Any) -> dict[str, Any]:
-    """Send a question whose JSON tells the model how to answer."""
-    page.get_by_label("Your message").fill(f"{words} {json.dumps(directive)}")
-    page.keyboard.press("Enter")
-    return directive
-
-
-def reply(page: Page, at: int = -1) -> Any:
-    """The text of a reply."""
-    return page.locator(".reply .markdown").nth(at)
-
-
-def wait_for_text(page: Page, characters: int) -> None:
-    for _ in deadline(30, f"{characters} characters of a reply"):
-        page.wait_for_timeout(20)
-        if reply(page).count() and len(reply(page).inner_text()) >= characters:
-            return
-
-
-def stored(page: Page) -> dict[str, Any]:
-    """The conversation as the server keeps it."""
-    identifier = page.url.rsplit("/", 1)[1]
-    response = page.request.get(f"{page.url.split('/c/')[0]}/conversations/{identifier}")
-    assert response.ok, response.text()
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def is_over(page: Page) -> None:
-    expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false")
-
-
-def assert_nothing_is_missing(page: Page, directive: dict[str, Any]) -> None:
-    """The reply is whole in the store, and the page shows what it shows when all of it is loaded at once."""
-    assert stored(page)["messages"][-1]["text"] == badmodel.text_of(directive)
-    reload_and_compare([page])
 
 
 def test_a_reply_streams_and_is_shown_as_markdown(visit: Visit, chat: Server) -> None:
@@ -164,72 +116,6 @@ def test_a_page_that_is_looked_at_again_shows_what_another_device_asked(visit: V
         expect(reply(page)).to_have_text("Done.")
     asked = [each.inner_text().split()[0] for each in page.locator(".user .bubble").all()]
     assert asked == ["Tell", "Elsewhere", "Elsewhere", "Elsewhere"]
-
-
-def test_a_cut_connection_is_said_in_words_and_nothing_is_lost(visit: Visit, chat: Server, network: Proxy) -> None:
-    page = visit(network.url)
-    directive = ask(page, tag="cut", tokens=4000, rate=40)
-    for length in (40, 200):
-        wait_for_text(page, length)
-        network.cut()
-        expect(page.locator(".words", has_text="Connection lost. Reconnecting, nothing is lost.")).to_be_visible()
-        expect(page.get_by_role("status")).to_have_text("Connection lost. Reconnecting, nothing is lost.")
-        before = network.refused
-        for _ in deadline(30, "an attempt to come back"):
-            page.wait_for_timeout(20)
-            if network.refused > before:
-                break
-        network.mend()
-        expect(page.locator(".words", has_text="Connection lost")).to_have_count(0)
-        expect(page.get_by_role("status")).to_have_text("Connected again.")
-    wait_for_text(page, 400)
-    stop_and_compare([page], directive)
-
-
-def test_a_page_that_goes_offline_says_so_and_goes_on(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    directive = ask(page, tag="offline", tokens=600, rate=40)
-    wait_for_text(page, 40)
-    page.context.set_offline(True)
-    words = "You are offline. The reply goes on being written; nothing is lost."
-    expect(page.locator(".words", has_text=words)).to_be_visible()
-    shown, since = "", time.monotonic()
-    for _ in deadline(20, "a reply that stands still for three seconds"):  # what had come before is shown yet
-        if reply(page).inner_text() != shown:
-            shown, since = reply(page).inner_text(), time.monotonic()
-        if time.monotonic() - since > 3:
-            break
-        page.wait_for_timeout(50)
-    page.context.set_offline(False)
-    expect(page.locator(".words", has_text="You are offline")).to_have_count(0)
-    wait_for_text(page, len(shown) + 100)
-    is_over(page)
-    assert_nothing_is_missing(page, directive)
-
-
-def test_a_conversation_that_is_opened_offline_comes_with_the_network(visit: Visit, chat: Server) -> None:
-    page = visit(chat.url)
-    ask(page, text="Here I am.", rate=0)
-    is_over(page)
-    page.get_by_role("link", name="New conversation").click()
-    expect(page.locator(".message")).to_have_count(0)
-    page.context.set_offline(True)
-    page.go_back()
-    expect(page.get_by_role("heading", name="Not loaded")).to_be_visible()
-    page.context.set_offline(False)
-    expect(reply(page)).to_have_text("Here I am.")
-    expect(page.get_by_role("heading", name="Not loaded")).to_have_count(0)
-
-
-def test_a_question_waits_for_the_connection(visit: Visit, chat: Server, network: Proxy) -> None:
-    page = visit(network.url)
-    network.cut()
-    ask(page, text="Here I am.")
-    expect(page.locator(".words", has_text="Not sent yet: no connection.")).to_be_visible()
-    network.mend()
-    is_over(page)
-    expect(reply(page)).to_have_text("Here I am.")
-    expect(page.locator(".user")).to_have_count(1)
 
 
 def test_stop_before_the_server_has_answered_waits_for_the_run_and_stops_it(
@@ -379,30 +265,6 @@ def test_the_end_is_followed_only_while_the_reader_is_there(visit: Visit, chat: 
             break
     page.get_by_role("button", name="Stop").click()
     is_over(page)
-
-
-def test_a_worker_that_dies_leaves_words_and_the_next_question_works(
-    visit: Visit, serve: Callable[..., Server], model: badmodel.Running
-) -> None:
-    settings = {"FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": model.base_url, "FLASKCHAT_DRAIN": "0.5"}
-    server = serve({**settings, "TEST_SWEEP_ROUND": "0.6"}, app=FAULTY)
-    page = visit(server.url)
-    ask(page, tag="dies", tokens=2000, rate=40)
-    wait_for_text(page, 40)
-    answer = page.request.get(f"{server.url}/healthz")
-    assert answer.ok
-    shown = reply(page).inner_text()
-    for pid in server.workers():
-        os.kill(pid, signal.SIGKILL)
-    expect(page.locator(".reply .words.trouble")).to_be_visible(timeout=20_000)
-    is_over(page)
-    assert stored(page)["messages"][-1]["status"] == "interrupted"
-    expect(page.get_by_role("button", name="Continue")).to_be_visible()
-    expect(page.get_by_role("button", name="Try again")).to_be_visible()
-    assert reply(page).inner_text().startswith(shown.strip()[:30])
-    ask(page, text="Back again.", rate=0)
-    is_over(page)
-    expect(reply(page)).to_have_text("Back again.")
 
 
 def test_on_a_touch_screen_enter_breaks_the_line_and_the_button_sends(visit: Visit, chat: Server) -> None:

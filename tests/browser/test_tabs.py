@@ -15,8 +15,7 @@ from tests.conftest import Server
 from tests.server import badmodel
 from tests.server.client import deadline
 
-from .talk import is_over, reload_and_compare, reply, stop_and_compare, stored
-from .test_page import ask, wait_for_text
+from .talk import ask, is_over, reload_and_compare, reply, stop_and_compare, stored, wait_for_text
 
 Visit = Callable[..., Page]
 

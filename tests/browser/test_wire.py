@@ -12,8 +12,7 @@ from tests.conftest import Server
 from tests.server import badmodel
 from tests.server.client import deadline
 
-from .talk import show_the_same
-from .test_page import ask, is_over, stored, wait_for_text
+from .talk import ask, is_over, show_the_same, stored, wait_for_text
 
 Visit = Callable[..., Page]
 
