@@ -336,6 +336,44 @@ def test_the_log_is_read_once_for_all_orphans(two: tuple[Rooms, Rooms], monkeypa
         assert lost.text(one) == "".join(f"t{tick} " for tick in range(50))
 
 
+def test_orphans_are_ended_many_at_a_time_and_the_rest_with_the_next_round(
+    two: tuple[Rooms, Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction waits for its turn among all that the living ask for; and who ends runs for long does not renew
+    its own lease meanwhile.
+    """
+    lost, other = two
+    begun = [lost.begin() for _ in range(2 * sweep.TOGETHER + 5)]
+    together: list[int] = []
+    end = other.journal.end
+    monkeypatch.setattr(other.journal, "end", lambda orphans: together.append(len(orphans)) or end(orphans))
+    rounds(other, sweep.GONE_AFTER)
+    monkeypatch.setattr(sweep, "ROUND", 0.0)
+    other.sweeper.round()
+    assert together == [sweep.TOGETHER]
+    monkeypatch.setattr(sweep, "ROUND", 60.0)
+    other.sweeper.round()
+    assert together == [sweep.TOGETHER, sweep.TOGETHER, 5]
+    assert {lost.state(one) for one in begun} == {"interrupted"}
+
+
+def test_orphans_that_another_has_ended_meanwhile_do_not_keep_the_others_from_their_end(
+    make: Callable[[], Rooms]
+) -> None:
+    lost, first, second = make(), make(), make()
+    begun = [lost.begin() for _ in range(3)]
+    for one in begun:
+        lost.append(one, "Hello")
+    past = second.journal.past([one.run_id for one in begun])
+    orphans = second.database.read(lambda c: sweep._orphaned(c, past))
+    taken = orphans[1].ending.run_id
+    assert first.journal.end(orphans[1:2]) == [taken]
+    assert set(second.journal.end(orphans)) == {one.run_id for one in begun} - {taken}
+    for one in begun:
+        assert (lost.state(one), lost.text(one)) == ("interrupted", "Hello")
+        assert [entry.seq for entry in first.journal.read(one.run_id) if entry.ended] == [3]
+
+
 def test_only_leases_of_living_workers_are_left(two: tuple[Rooms, Rooms]) -> None:
     lost, other = two
     lost.begin()
