@@ -23,10 +23,10 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def ask(*texts: str) -> str:
+def ask(*texts: str, partial: str = "") -> str:
     """The guide's reply to a conversation: question, answer, question ..."""
     turns = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
-    return "".join(guide(Request(model="guide", turns=turns)))
+    return "".join(guide(Request(model="guide", turns=turns, partial=partial)))
 
 
 def heading(question: str) -> str:
@@ -152,9 +152,9 @@ def test_the_pieces_are_the_text() -> None:
 
 def test_continue_goes_on_where_a_stopped_answer_ended() -> None:
     whole = ask("How do I connect a model?")
-    assert ask("How do I connect a model?", whole[:100]) == whole[100:]
+    assert ask("How do I connect a model?", partial=whole[:100]) == whole[100:]
     later = ask("hi", "Hello!", "How do I back up?")
-    assert ask("hi", "Hello!", "How do I back up?", later[:17]) == later[17:]
+    assert ask("hi", "Hello!", "How do I back up?", partial=later[:17]) == later[17:]
 
 
 def test_an_answer_takes_far_less_than_the_hub_may_be_held() -> None:

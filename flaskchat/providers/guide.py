@@ -8,7 +8,7 @@ Deliberate choices; do not change one without reading why:
  1. The index lies in memory and is built at the first question: nothing may open a database before the fork, and a few
     dozen sections take milliseconds.
  2. An answer depends on the conversation alone. So `continue` goes on where a stopped answer ended, by making the
-    answer again and leaving out what is there.
+    answer again and leaving out what is there (`Request.partial`).
  3. Sections are given whole or cut between blocks, never inside a code block or a table.
  4. It pauses between words. It would be instant otherwise, and this is what a newcomer sees the streaming with.
 """
@@ -338,12 +338,8 @@ def pieces(text: str) -> Iterator[str]:
 
 def guide(request: Request) -> Iterator[str]:
     """Answer the last question of the conversation, a word at a time."""
-    turns = list(request.turns)
-    begun = turns.pop().text if turns and turns[-1].role == "assistant" else ""
-    first = not any(turn.role == "assistant" for turn in turns)
+    first = not any(turn.role == "assistant" for turn in request.turns)
     text = answer(request.text, first=first)
-    if begun and text.startswith(begun):
-        text = text[len(begun) :]
-    for piece in pieces(text):
+    for piece in pieces(text.removeprefix(request.partial)):
         yield piece
         tasks.sleep(PAUSE)

@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response, current_app, got_request_exception, request, session
+from flask import Blueprint, Response, current_app, got_request_exception, request
+from flask.globals import app_ctx, request_ctx
+from flask.sessions import SessionMixin
 from werkzeug.exceptions import (
     ClientDisconnected,
     HTTPException,
@@ -173,7 +175,9 @@ def remember(response: Response) -> Response:
     cookie = request.environ.get(FRESH_COOKIE)
     if cookie is not None:
         response.set_cookie(
-            COOKIE, cookie, max_age=COOKIE_AGE, path=request.root_path or "/",
+            # For the chat's paths alone: another chat on this host, at another path or port, has a key of its own, and
+            # would take the cookie for a forged one and replace it.
+            COOKIE, cookie, max_age=COOKIE_AGE, path=request.root_path + current_state().settings.url_prefix or "/",
             secure=request.is_secure or bool(current_app.config["SESSION_COOKIE_SECURE"]),
             httponly=True, samesite="Lax",
         )  # fmt: skip
@@ -188,15 +192,27 @@ def notice_sign_out(response: Response) -> Response:
     """
     state = current_state()
     # Also in a worker that has served no chat yet: the streams may be another's.
-    if not (current_app.config["SESSION_COOKIE_NAME"] in request.cookies and session.modified):
+    if current_app.config["SESSION_COOKIE_NAME"] not in request.cookies:
+        return response
+    session = session_unseen()
+    if session is None or not session.modified:
         return response
     try:
-        left = state.identity.left(request.environ, session._get_current_object())  # type: ignore[attr-defined]
+        left = state.identity.left(request.environ, session)
         if left is not None:
             state.runtime.readers.sign_out(left)
     except Exception:
         logger.exception("it could not be found out whether somebody signed out")
     return response
+
+
+def session_unseen() -> SessionMixin | None:
+    """Flask's session, not by its proxy: that notes an access, and all that the host answers would get `Vary: Cookie`."""
+    context = app_ctx._get_current_object()  # type: ignore[attr-defined]
+    if not hasattr(context, "_session"):  # before Flask 3.2
+        context = request_ctx._get_current_object()  # type: ignore[attr-defined]
+    found: SessionMixin | None = getattr(context, "_session" if hasattr(context, "_session") else "session")
+    return found
 
 
 def body() -> bytes:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import uuid
 from collections.abc import Callable
 from http.client import HTTPException
 
@@ -54,6 +55,21 @@ def test_a_reader_follows_from_any_cursor_on_either_worker(server: Server) -> No
         assert rest[-1].event == "done"
         assert text(first + rest) == "".join(f"word{n} ü€😀 " for n in range(60))
         assert client.follow(stream.run_id, rest[-1].id).status == 204
+
+
+def test_the_built_in_model_goes_on_where_it_was_stopped(serve: Callable[..., Server]) -> None:
+    client = serve({"FLASKCHAT_MODEL": "guide"}).client()
+    question = "How do I connect a model?"
+    whole = text(client.send(question).rest())
+    stream = client.send(question)
+    start = json.loads(stream.take(8)[0].data)
+    client.stop(stream.run_id)
+    stopped = client.wait_state(start["conversation_id"], start["message_id"])
+    assert stopped["status"] == "stopped"
+    assert 0 < len(stopped["text"]) < len(whole)
+    again = {"action": "continue", "message_id": start["message_id"], "request_id": str(uuid.uuid4())}
+    client.request("POST", "/conversation", again).rest()
+    assert client.message(start["conversation_id"], start["message_id"])["text"] == whole
 
 
 @pytest.mark.parametrize("same_worker", [True, False])
