@@ -160,7 +160,9 @@ class Live:
         return [run for run in tuple(self._runs.values()) if run.own]
 
     def apply(self, entry: Append) -> None:
-        """Take in what another worker has appended. What is there already is passed over; a gap closes the run."""
+        """Take in what another worker has appended. What is there already is passed over; a gap closes the run, as does
+        an end that comes before what is there.
+        """
         run = self._runs.get(entry.run_id)
         if run is None:
             if entry.seq != 1:
@@ -179,6 +181,9 @@ class Live:
         if skip < len(entry.frames):
             run.extend(entry.frames[skip:] if skip else entry.frames, entry.ended)
             run.wake()
+        elif entry.ended:  # before what was seen here: the log has lost some, and whoever reads it has to be told
+            self.drop(run.run_id)
+            run.close()
 
     def loading(self, run_id: str) -> LiveRun:
         """A run whose past is about to be read from the log: appends wait until `loaded`."""

@@ -72,6 +72,8 @@ class Readers:
         self._signed_out: dict[str, float] = {}
         """Who signed out lately, and when (monotonic)."""
         self._places = 0
+        self._silent: dict[str, int] = {}
+        """Others' runs that are followed here, and how far they had come when they were looked after last."""
         self._loading = tasks.Lock()
         self.metrics.set(metrics.STREAMS_CAPACITY, capacity)
         pump.checks.append(self.check)
@@ -333,6 +335,29 @@ class Readers:
         self._live.tidy(keep_ended=KEEP_ENDED)
         for owner in [owner for owner, at in self._signed_out.items() if now - at > FORGET_SIGN_OUT]:
             del self._signed_out[owner]
+
+    def look_after(self) -> None:
+        """Send the readers of others' runs that are over to where their end is: the store, or nowhere, where they were
+        deleted. Usually the log has told of it. It cannot where it lost that, where the entry was taken out with the
+        conversation before this worker had read it, or was pruned while this worker was held up. So whatever has been
+        silent for a round is asked for.
+
+        :raises Unavailable: the store could not be asked.
+        """
+        live = (run for run in self._live.foreign() if run.held is None and not (run.ended or run.closed))
+        followed = {run.run_id: run for run in live}
+        before, self._silent = self._silent, {run_id: run.last_seq for run_id, run in followed.items()}
+        silent = {run_id for run_id, seq in self._silent.items() if before.get(run_id) == seq}
+        if not silent:
+            return
+        over = silent - self._store.still_running(silent)
+        if over:
+            self.pump.refresh()  # it may be on its way
+        for run_id in over:
+            run = followed[run_id]
+            if not run.ended:
+                self._live.drop(run_id)
+                run.close()
 
     def leave(self) -> None:
         """The worker is going. Streams stay as long as it does: at a reload the workers that follow are still starting,

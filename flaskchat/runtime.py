@@ -89,6 +89,7 @@ class Runtime:
         self.sweeper = Sweeper(
             self.database, self.log, self.holding, busy=self.runs.busy, on_fenced=self.runs.fenced,
             gone=lambda host, worker_id: self.places.gone(host, alive(worker_id)), claim=self.runs.claim,
+            look_after=self.readers.look_after,
             chores=lambda: forget.chores(self.database, settings.retention_days),
             counts=self.metrics,
         )  # fmt: skip

@@ -11,7 +11,10 @@ Deliberate choices; do not change one without reading why:
  4. A worker of the same host whose process is gone (`kill -9`) is seen to be gone in the next round: the kernel has
     taken back the lock that showed it alive (see places.py). The counting is for those that stand still, and for other
     hosts'.
- 5. Taking over deletes the lease's row, in the same breath as checking that its counter still stands. What the old
+ 5. Counting up is on time whatever else there is to do: a sync of the disk and the endings of hundreds of runs take
+    seconds, and who counts late looks gone to the others, and finds late that they are. So the rest of a round is in a
+    task beside, one at a time, and takes up again what it had no time for.
+ 6. Taking over deletes the lease's row, in the same breath as checking that its counter still stands. What the old
     owner appends later is refused by the log, because the row it names is not there any more.
 """
 
@@ -41,6 +44,7 @@ from .store.schema import conversations, runs, workers
 
 logger = logging.getLogger("flaskchat")
 
+NAME = "flaskchat-sweep"
 ROUND = 2.0
 GONE_AFTER = 4
 CHORES = 600
@@ -56,12 +60,14 @@ class Sweeper:
     def __init__(
         self, database: Database, log: Log, holding: Holding, *, busy: Callable[[], bool],
         on_fenced: Callable[[Lease], None], claim: Callable[[], None] = lambda: None,
-        chores: Callable[[], None] = lambda: None, gone: Callable[[str, str], bool] = lambda host, worker_id: False,
+        look_after: Callable[[], None] = lambda: None, chores: Callable[[], None] = lambda: None,
+        gone: Callable[[str, str], bool] = lambda host, worker_id: False,
         counts: metrics.Metrics | None = None,
     ) -> None:  # fmt: skip
         """:param busy: whether this worker has runs, and so a lease to renew.
         :param on_fenced: called when the lease turns out to be lost.
         :param gone: whether a lease's process, on this host, is certainly gone; must not wait.
+        :param look_after: called every round: others' runs that are watched here may be over.
         :param chores: called every CHORES rounds.
         :param claim: called every round while the lease is held, so that no run under it is nobody's.
         """
@@ -71,6 +77,7 @@ class Sweeper:
         self._busy = busy
         self._on_fenced = on_fenced
         self._claim = claim
+        self._look_after = look_after
         self._chores = chores
         self._gone = gone
         self._metrics = counts or metrics.Metrics()
@@ -78,30 +85,55 @@ class Sweeper:
         """Of each other lease: its counter, and for how many rounds it has stood there."""
         self._end = tasks.Event()
         self._task: tasks.Task | None = None
+        self._rest: tasks.Task | None = None
 
     def start(self) -> None:
-        self._task = tasks.spawn(self._run, name="flaskchat-sweep")
+        self._task = tasks.spawn(self._run, name=NAME)
 
     def close(self) -> None:
         self._end.set()
-        if self._task is not None:
-            self._task.join(2.0)
+        for task in (self._task, self._rest):
+            if task is not None:
+                task.join(2.0)
 
     def _run(self) -> None:
-        rounds = random.randrange(CHORES)  # not all workers at once, and the first time before long
-        while not self._end.wait(ROUND * random.uniform(0.9, 1.0)):
+        rounds, pause = random.randrange(CHORES), 0.0  # chores not of all workers at once, and before long
+        while not self._end.wait(pause):
             rounds += 1
+            began = time.monotonic()
             try:
-                self.round()
-                if rounds % CHORES == 0:
-                    self._chores()
+                orphans = self.look()
+                if self._rest is None or not self._rest.is_alive():
+                    self._rest = tasks.spawn(self._see_to_the_rest, orphans, rounds % CHORES == 0, name=NAME)
             except Unavailable:
                 pass  # does not count as a round, see 2.
             except Exception:
                 logger.exception("a sweep failed; the next comes in %.0f s", ROUND)
+            pause = max(ROUND / 2, ROUND * random.uniform(0.9, 1.0) - (time.monotonic() - began))
+
+    def _see_to_the_rest(self, orphans: list[str] | None, chores: bool) -> None:
+        try:
+            self.rest(orphans)
+            if chores:
+                self._chores()
+        except Unavailable:
+            pass  # the next round finds it
+        except Exception:
+            logger.exception("a part of a sweep failed; it is tried again in %.0f s", ROUND)
 
     def round(self) -> None:
-        """:raises Unavailable: the database could not be written."""
+        """Look, and see to the rest.
+
+        :raises Unavailable: the database could not be used.
+        """
+        self.rest(self.look())
+
+    def look(self) -> list[str] | None:
+        """Renew our lease, and count the others'.
+
+        :returns: the runs whose worker is gone; None where there is nothing at all to look after.
+        :raises Unavailable: the database could not be written.
+        """
         lease = self._holding.lease
         if not (
             self._holding.registered
@@ -109,21 +141,28 @@ class Sweeper:
             or not self._log.empty()
         ):
             self._still.clear()
-            self._database.checkpoint()
-            return
-        held, orphans = self._database.write(self._count)
-        if held:
-            self._claim()
-        else:
+            return None
+        held, orphans, self._still = self._database.write(self._count)
+        if not held:
             self._on_fenced(lease)
+        return orphans
+
+    def rest(self, orphans: list[str] | None) -> None:
+        """What need not be on time.
+
+        :raises Unavailable: the database or the log could not be used.
+        """
+        self._claim()
         self._database.checkpoint()  # before the log is asked, which may be elsewhere and away
+        self._look_after()
         if orphans:
             self.end(orphans)
-        self._log.prune()
+        if orphans is not None:
+            self._log.prune()
 
     def end(self, run_ids: Sequence[str]) -> None:
-        """End runs whose worker is gone, with the text that is in the log. At most for about a round: our own lease has
-        to be renewed, and those that are left are found again.
+        """End runs whose worker is gone, with the text that is in the log. At most for about a round; those that are
+        left are found again.
         """
         past, until = self._log.past(run_ids), time.monotonic() + ROUND
         found = list(past)
@@ -140,7 +179,8 @@ class Sweeper:
         others = sa.select(workers.c.id).where(workers.c.id != lease.worker_id).exists()
         return bool(c.execute(sa.select(sa.or_(others, _orphans().exists()))).scalar())
 
-    def _count(self, c: Connection) -> tuple[bool, list[str]]:
+    def _count(self, c: Connection) -> tuple[bool, list[str], dict[tuple[str, int], tuple[int, int]]]:
+        """May be begun anew after a deadlock, and so changes nothing here."""
         held = True
         if self._busy():
             held = self._holding.beat(c)
@@ -155,8 +195,7 @@ class Sweeper:
                 logger.warning("worker %s (pid %d on %s) is gone", row.id, row.pid, row.host.partition(" ")[0])
             else:
                 seen[row.id, row.epoch] = (row.beats, rounds)
-        self._still = seen
-        return held, [row.id for row in c.execute(_orphans()).all()]
+        return held, [row.id for row in c.execute(_orphans()).all()], seen
 
 
 def _orphans() -> sa.Select[Any]:

@@ -175,7 +175,7 @@ def test_two_applications_in_one_process_share_nothing(tmp_path: Path) -> None:
     with ChatClient(first) as one, ChatClient(second) as two:
         reply = one.ask("hello")
         assert two.ask("hello").text == "other"
-        cookie = one.client.get_cookie("flaskchat_owner")
+        cookie = one.client.get_cookie("flaskchat_owner", path="/chat")
         assert cookie is not None
         two.client.set_cookie("flaskchat_owner", cookie.value)  # the same key signed it, and still
         assert two.client.get(f"/chat/conversations/{reply.conversation_id}").status_code == 404

@@ -49,7 +49,7 @@ def test_the_current_user_of_flask_login_owns_the_conversations(login_app: Flask
         ada.client.get("/login/ada")
         reply = ada.ask("a")
         assert login_app.extensions["flaskchat"].runtime.store.run(reply.run_id, None).owner == "user:ada"
-        assert ada.client.get_cookie(COOKIE) is None
+        assert ada.client.get_cookie(COOKIE, path="/chat") is None
         phone = ChatClient(login_app)
         phone.client.get("/login/ada")
         assert visible(phone, reply.conversation_id)

@@ -216,7 +216,7 @@ def test_a_method_in_a_header_or_a_form_is_no_method(visitor: ChatClient) -> Non
 
 def test_many_cookies_of_the_same_name(app: Flask, visitor: ChatClient) -> None:
     reply = visitor.ask("mine")
-    cookie = visitor.client.get_cookie("flaskchat_owner")
+    cookie = visitor.client.get_cookie("flaskchat_owner", path="/chat")
     assert cookie is not None
     header = "flaskchat_owner=x; " * 200 + f"flaskchat_owner={cookie.value}"
     response = app.test_client(use_cookies=False).get(

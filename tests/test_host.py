@@ -263,7 +263,7 @@ def test_requests_under_one_application_context_have_owners_of_their_own(tmp_pat
         reply = one.ask("mine")
         assert one.client.get(f"/chat/conversations/{reply.conversation_id}").status_code == 200
         assert two.client.get(f"/chat/conversations/{reply.conversation_id}").status_code == 404
-        first, second = (c.client.get_cookie("flaskchat_owner") for c in (one, two))
+        first, second = (c.client.get_cookie("flaskchat_owner", path="/chat") for c in (one, two))
         assert first is not None
         assert second is not None
         assert first.value != second.value

@@ -21,7 +21,7 @@ from tests.hosts import bare, host, parrot, send, visible
 
 
 def cookie_of(client: Any) -> str:
-    cookie = client.get_cookie(COOKIE)
+    cookie = client.get_cookie(COOKIE, path="/chat")
     assert cookie is not None
     return str(cookie.value)
 
@@ -59,7 +59,7 @@ def test_the_cookie_is_for_this_site_and_not_for_scripts(tmp_path: Path) -> None
     header = host(tmp_path).test_client().get("/chat/").headers["Set-Cookie"]
     name, *flags = header.split("; ")
     assert name.startswith(f"{COOKIE}=")
-    assert {"HttpOnly", "SameSite=Lax", "Path=/", f"Max-Age={COOKIE_AGE}"} <= set(flags)
+    assert {"HttpOnly", "SameSite=Lax", "Path=/chat", f"Max-Age={COOKIE_AGE}"} <= set(flags)
     assert "Secure" not in flags, "plain http, as on one's own machine"
     assert "Domain" not in header
 
@@ -129,7 +129,7 @@ def test_another_applications_cookie_is_a_new_visitor(tmp_path: Path) -> None:
     with ChatClient(host(tmp_path, SECRET_KEY="one")) as one:
         reply = one.ask("a")
         stranger = ChatClient(host(tmp_path, SECRET_KEY="two"))  # even with the same database
-        stranger.client.set_cookie(COOKIE, cookie_of(one.client))
+        stranger.client.set_cookie(COOKIE, cookie_of(one.client), path="/chat")
         with stranger:
             assert not visible(stranger, reply.conversation_id)
 
@@ -140,7 +140,7 @@ def test_a_cookie_survives_the_rotation_of_the_key_and_is_then_signed_with_the_n
     with ChatClient(host(tmp_path, SECRET_KEY="old")) as before:
         reply = before.ask("a")
     client = host(tmp_path, SECRET_KEY="new", SECRET_KEY_FALLBACKS=["old", "older"]).test_client()
-    client.set_cookie(COOKIE, cookie_of(before.client))
+    client.set_cookie(COOKIE, cookie_of(before.client), path="/chat")
     with ChatClient(client.application, client) as during:
         assert visible(during, reply.conversation_id)
         now = time.time()
@@ -150,7 +150,7 @@ def test_a_cookie_survives_the_rotation_of_the_key_and_is_then_signed_with_the_n
     renewed = cookie_of(during.client)
     assert renewed != cookie_of(before.client)
     client = host(tmp_path, SECRET_KEY="new").test_client()
-    client.set_cookie(COOKIE, renewed)
+    client.set_cookie(COOKIE, renewed, path="/chat")
     with ChatClient(client.application, client) as after:
         assert visible(after, reply.conversation_id), "although it is signed in what is the future now"
         assert cookie_of(client) != renewed, "and it is signed anew, because its time means nothing"
@@ -174,7 +174,7 @@ def test_without_a_secret_key_one_is_kept_for_its_owner_alone(tmp_path: Path) ->
     assert len(kept.read_text()) >= 32
     assert [path.name for path in kept.parent.glob("*.key*")] == [KEY_FILE], "no draft is left"
     client = host(tmp_path, SECRET_KEY=None).test_client()  # after a restart
-    client.set_cookie(COOKIE, cookie_of(chat.client))
+    client.set_cookie(COOKIE, cookie_of(chat.client), path="/chat")
     with ChatClient(client.application, client) as again:
         assert visible(again, reply.conversation_id)
 
@@ -262,7 +262,7 @@ def test_the_callable_names_the_owner(tmp_path: Path, user: object, owner: str) 
         reply = chat.ask("a")
         assert app.extensions["flaskchat"].runtime.store.run(reply.run_id, None).owner == owner
         assert visible(ChatClient(app), reply.conversation_id), "on another device, too"
-        assert chat.client.get_cookie(COOKIE) is None
+        assert chat.client.get_cookie(COOKIE, path="/chat") is None
 
 
 @pytest.mark.parametrize("nobody", [None, "", False])

@@ -84,6 +84,18 @@ def test_a_gap_closes_the_run_so_that_its_readers_come_back() -> None:
     assert run.frames == [b"a"]
 
 
+def test_an_end_before_what_was_seen_closes_the_run_so_that_its_readers_are_told() -> None:
+    """The log lost its tail and the run its worker: whoever ended it knew less than this memory has."""
+    live = Live(1 << 20)
+    live.apply(append(1, b"1", b"2", b"3", b"4"))
+    run = known(live)
+    live.apply(append(2, b"2", b"3"))  # what comes twice is nothing of the kind
+    assert not run.closed
+    live.apply(append(3, b"end", ended=True))
+    assert run.closed
+    assert live.get("run_a") is None
+
+
 def test_a_run_whose_beginning_was_not_seen_is_not_taken_in() -> None:
     live = Live(1 << 20)
     live.apply(append(5, b"e"))
@@ -177,7 +189,6 @@ class Log:
         self.metrics = Metrics()
         self.checks: list[Any] = []
         self.unavailable_since = None
-        self.readable = True
         self.feeds: dict[str, Any] = {}
         self.entries: list[Append] = []
         self.meanwhile: list[bytes] = []
@@ -196,6 +207,11 @@ class Log:
     def attend(self, run: LiveRun, bell: Bell) -> None:
         pass
 
+    def refresh(self) -> bool:
+        if self.run is not None and self.meanwhile:
+            self.run.extend(self.meanwhile, True)
+        return True
+
 
 class Store:
     """The store, as far as readers ask it: for a thread, where something takes long."""
@@ -203,10 +219,14 @@ class Store:
     def __init__(self) -> None:
         self.database = self
         self.offloaded = 0
+        self.running = {"run_a"}
 
     def offload(self, function: Callable[[], T]) -> T:
         self.offloaded += 1
         return function()
+
+    def still_running(self, run_ids: set[str]) -> set[str]:
+        return self.running & run_ids
 
 
 @pytest.fixture
@@ -279,6 +299,31 @@ def test_a_reader_whose_events_have_left_the_log_is_sent_away(log: Log, readers:
     assert log.run is not None
     assert log.run.closed
     assert readers._live.get("run_a") is None, "who comes back would find the closed run again"
+
+
+def test_a_run_that_is_over_though_the_log_did_not_say_so_lets_its_readers_go(log: Log, readers: Readers) -> None:
+    reader = readers.follow("run_a", Visitor("me"), "3")
+    assert reader is not None
+    assert log.run is not None
+    readers.look_after()
+    readers._store.running.clear()  # type: ignore[attr-defined]
+    log.run.extend([delta(4)], False)
+    readers.look_after()
+    assert reader.live, "it has just moved: the log will tell of its end"
+    readers.look_after()
+    assert not reader.live
+    assert readers._live.get("run_a") is None
+    assert [frame.id for data in reader for frame in frames(data)] == ["4"]
+
+
+def test_an_end_that_is_on_its_way_is_waited_for(log: Log, readers: Readers) -> None:
+    readers.look_after()
+    readers._store.running.clear()  # type: ignore[attr-defined]
+    log.meanwhile = [delta(4)]
+    readers.look_after()
+    assert log.run is not None
+    assert log.run.ended
+    assert not log.run.closed
 
 
 def test_who_signs_out_while_the_request_is_on_its_way_reads_nothing_more(readers: Readers) -> None:

@@ -17,7 +17,7 @@ from flaskchat.models import Delta
 from flaskchat.store.base import Fenced
 from flaskchat.store.schema import journal, workers
 from tests.rooms import Rooms, rounds
-from tests.server.client import seqs, text
+from tests.server.client import deadline, seqs, text
 
 pytestmark = pytest.mark.backends("sqlite", "postgres")
 
@@ -177,6 +177,31 @@ def test_a_worker_that_was_counted_out_can_append_nothing_more(two: tuple[Rooms,
     stopped.append(again, "new")
     rounds(other, 1)
     assert other.state(again) == "running"
+
+
+def test_counting_up_does_not_wait_for_what_a_round_has_to_do_besides(
+    make: Callable[[], Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may take longer to sync than it takes the others to count a lease out."""
+    rooms = make()
+    rooms.begin()
+    monkeypatch.setattr(sweep, "ROUND", 0.05)
+    stuck, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(rooms.database, "checkpoint", lambda: (stuck.set(), go_on.wait(30)))
+
+    def beats() -> int:
+        return int(rooms.rows(sa.select(workers.c.beats))[0][0])
+
+    rooms.sweeper.start()
+    try:
+        assert stuck.wait(20)
+        before = beats()
+        for _ in deadline(20, "the lease to be counted up"):
+            if beats() >= before + 3:
+                break
+    finally:
+        go_on.set()
+        rooms.sweeper.close()
 
 
 def test_the_sweep_notices_a_lost_lease(two: tuple[Rooms, Rooms]) -> None:

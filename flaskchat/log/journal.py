@@ -10,7 +10,8 @@ Deliberate choices; do not change one without reading why:
  5. Who has appended rings a bell (bell.py), once a tick, and who waits for others looks then; each tick only where
     nothing can be heard. A ring that was lost costs no more than a look that comes with the next check.
  6. A run that ended is finished in the store and its terminal event appended in the same transaction. Rows are pruned
-    some time after, so that a follower which was held up still finds them; one held up for longer asks the store.
+    some time after, so that a follower which was held up still finds them; one held up for longer asks the store
+    (readers.py: `look_after`).
  7. Ids are AUTOINCREMENT: they only grow, also when the newest rows have been deleted. SQLite has one writer, so
     a row with a smaller id never appears after one with a larger.
 """

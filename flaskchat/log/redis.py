@@ -14,8 +14,7 @@ Deliberate choices; do not change one without reading why:
  4. A seal may be lost with a Redis that loses data. So nobody writes a stream anew without asking the store for the
     lease, which is the truth; and when the store says that a run has ended, nothing in Redis matters any more.
  5. A run ends in the store first, whole, and then in its stream. Where the second does not happen (the worker died, or
-    Redis is away) the run has ended all the same. Everybody asks the store about runs that are watched here and have
-    been silent for a round of the sweep, and takes their end from there.
+    Redis is away) the run has ended all the same; it is found in the store (readers.py: `look_after`).
  6. Live streams are never trimmed, only expire where nobody has renewed them for a day. One that has ended stays some
     minutes, for those that are behind.
  7. Entries are small messages of our own (rows.py), each with its version, so that two versions can share a Redis while
@@ -34,7 +33,7 @@ from .. import tasks
 from ..errors import Unavailable
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Database
-from ..store.schema import run_events, runs, workers
+from ..store.schema import runs, workers
 from . import streams
 from .base import Append, Control, Entry, LogUnavailable, Orphan
 from .endings import Endings
@@ -71,8 +70,6 @@ class RedisLog:
         self._beside = Link(place)
         """For all calls but the pump's."""
         self._errands = tasks.Errands()
-        self._silent: dict[str, int] = {}
-        """Runs of others that are in memory, and how far they were, at the last look."""
         self._unwatched: set[str] = set()
         self._forgotten: set[str] = set()
         """Runs whose streams are still to be deleted."""
@@ -269,7 +266,6 @@ class RedisLog:
 
     def prune(self) -> None:
         self._rows.prune()
-        self._ask_the_store()
         self._let_go()
         mine = [run.run_id for run in self._memory.own() if run.last_seq]
         try:
@@ -288,29 +284,6 @@ class RedisLog:
             if any(reply == 0 and run is not None for reply, run in zip(found, live, strict=True)):
                 self._mended = 0
                 self.on_news()
-
-    def _ask_the_store(self) -> None:
-        """Runs of others that have been silent for a round may have ended without a word: see 5."""
-        watched = [run for run in self._memory.foreign() if not (run.ended or run.closed) and run.held is None]
-        before, self._silent = self._silent, {run.run_id: run.last_seq for run in watched}
-        silent = {run.run_id: run for run in watched if before.get(run.run_id) == run.last_seq}
-        if not silent:
-            return
-        select = sa.select(runs.c.id, runs.c.state, run_events.c.frames).select_from(
-            runs.outerjoin(run_events, run_events.c.run_id == runs.c.id)
-        )
-        found = self._database.read(lambda c: c.execute(select.where(runs.c.id.in_(silent))).all())
-        running = {row.id for row in found if row.state == "running"}
-        frames = {row.id: row.frames for row in found if row.frames}
-        for run_id, run in silent.items():
-            if run_id in running:
-                continue
-            stored = [part + b"\n\n" for part in frames.get(run_id, b"").split(b"\n\n")[:-1]]
-            if run.last_seq < len(stored):
-                self._tail.put(Append(run_id, run.last_seq + 1, stored[run.last_seq :], True))
-            else:  # deleted; or Redis lost what readers have seen, and they have to be told
-                self._memory.drop(run_id)
-                run.close()
 
     def _let_go(self) -> None:
         """Of others' runs that nobody has watched for a round."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -118,6 +118,11 @@ class Store:
             last_seq=row.last_seq,
             upstream_closed_ms=row.upstream_closed_ms,
         )
+
+    def still_running(self, run_ids: Collection[str]) -> set[str]:
+        """Which of these runs have not ended; those that are deleted are none of them."""
+        wanted = sa.select(runs.c.id).where(runs.c.id.in_(run_ids), runs.c.state == "running")
+        return set(self.database.read(lambda c: c.execute(wanted).scalars().all()))
 
     def running_under(self, lease: Lease) -> list[Begun]:
         """The runs that a worker has by the store's account."""

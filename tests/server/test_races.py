@@ -26,7 +26,7 @@ from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
 from tests.server.checker import judge
 from tests.server.checks import FAULTY, rows
-from tests.server.client import deadline
+from tests.server.client import TERMINAL, deadline
 from tests.server.dump import Tap
 from tests.server.history import Event, History, Reading, Visitor
 
@@ -174,6 +174,29 @@ def wait(seconds: float) -> None:
 
 
 # -- deleting what is being written ------------------------------------------------------------------------------------
+
+
+def test_who_reads_on_another_worker_what_is_deleted_does_not_wait_for_ever(racing: Server, rounds: int) -> None:
+    """Where it was written the end and all of its events leave the log again before the other worker has looked."""
+    client = racing.client()
+    for _ in range(max(8, rounds // 10)):
+        stream = client.send(json.dumps({"tokens": 4000, "rate": 50}))
+        start = json.loads(stream.take(2)[0].data)
+        (elsewhere,) = (pid for pid in racing.workers() if pid != stream.worker)
+        reader = client.follow(stream.run_id, connection=client.connect_to(elsewhere))
+        reader.take(2)
+        connection = client.connect_to(stream.worker)
+        path = f"/conversations/{start['conversation_id']}"
+        assert client.request("DELETE", path, connection=connection).status == 204
+        waits = threading.Thread(target=reader.rest)
+        waits.start()
+        waits.join(20)
+        if waits.is_alive():
+            reader.close()
+            waits.join()
+            pytest.fail("it is still given heartbeats")
+        if reader.frames[-1].event not in TERMINAL:
+            assert client.follow(stream.run_id).status == 404
 
 
 def test_a_conversation_that_is_deleted_while_it_is_written_leaves_nothing(
