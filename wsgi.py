@@ -6,6 +6,7 @@
     SECRET_KEY                  or FLASKCHAT_SECRET_KEY; without one, the extension keeps a key in that folder
     <NAME>_FILE                 the file in which one of the secrets among these stands, as containers mount them
     FLASKCHAT_TRUSTED_PROXIES   how many proxies in front set X-Forwarded-*; none
+    FLASKCHAT_IDENTITY_HEADER   the header in which such a proxy says who is signed in; none
 
 Importing it opens no file or database, and no socket but those with which a model server is looked for on this host,
 where nothing says which model answers. They are closed again at once.
@@ -15,11 +16,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flask import Flask
+from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -30,7 +31,9 @@ from flaskchat.providers.registry import Registry, discover
 from flaskchat.views.base import http_problem
 
 ROOT = Path(__file__).resolve().parent
-OWN = frozenset({"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES"})
+OWN = frozenset(
+    {"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES", "FLASKCHAT_IDENTITY_HEADER"}
+)
 SECRETS = (
     "SECRET_KEY", "FLASKCHAT_SECRET_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "FLASKCHAT_DATABASE_URL",
     *(setting.name for setting in SETTINGS if setting.secret),
@@ -86,10 +89,28 @@ def configuration(environ: Mapping[str, str]) -> dict[str, str]:
         name: value for name, value in environ.items() if name.startswith("FLASKCHAT_") and name not in OWN
     }
     for usual, name in USUAL_NAMES.items():
-        if environ.get(usual):
-            config.setdefault(name, environ[usual])
+        if environ.get(usual) and not config.get(name):  # which a compose file may set to nothing
+            config[name] = environ[usual]
     config.setdefault("FLASKCHAT_URL_PREFIX", "")
     return config
+
+
+def identity(header: str, proxies: int, config: Mapping[str, str]) -> Callable[[], str | None] | None:
+    """Who a request is by the word of the proxy in front, where there is one that signs people in.
+
+    :raises ConfigurationError: anybody could say that they are somebody, or nobody could.
+    """
+    if header and not proxies:
+        raise ConfigurationError(
+            f"FLASKCHAT_IDENTITY_HEADER={header!r}: expected FLASKCHAT_TRUSTED_PROXIES=1 or more beside it, and a "
+            "proxy that sets the header in each request; without one anybody can send it"
+        )
+    if not header and load(config).identity_required:
+        raise ConfigurationError(
+            "FLASKCHAT_IDENTITY_REQUIRED=true: expected FLASKCHAT_IDENTITY_HEADER beside it; nobody can sign in here "
+            "otherwise. In a Flask project it goes with your own login"
+        )
+    return (lambda: request.headers.get(header) or None) if header else None
 
 
 def answering(config: Mapping[str, str]) -> Answering:
@@ -126,7 +147,7 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
         raise ConfigurationError(f"FLASKCHAT_TRUSTED_PROXIES={proxies!r}: expected a whole number, at least 0")
     if count := int(proxies):
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=count)  # type: ignore[method-assign]
-    FlaskChat(app)
+    FlaskChat(app, identity=identity(environ.get("FLASKCHAT_IDENTITY_HEADER", ""), int(proxies), app.config))
     app.register_error_handler(HTTPException, http_problem)  # nobody else's paths are here, so all errors look alike
     return app
 

@@ -26,7 +26,7 @@ def test_the_documentation_names_no_setting_that_is_not_there() -> None:
     from flaskchat.config import SETTINGS
 
     known = {setting.name for setting in SETTINGS}
-    known |= {"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES"}
+    known |= {"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES", "FLASKCHAT_IDENTITY_HEADER"}
     files = [ROOT / "README.md", ROOT / "CHANGES.md", *(path for path in DEPLOY.iterdir() if path.is_file())]
     for path in files:
         named = set(re.findall(r"FLASKCHAT_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, got_request_exception, render_template_string, request
+from flask import Blueprint, Flask, Response, abort, got_request_exception, render_template_string, request, session
 from flask_wtf.csrf import CSRFProtect
 from jinja2 import StrictUndefined
 
@@ -318,3 +318,21 @@ def test_a_run_in_one_application_is_not_stopped_by_closing_another(tmp_path: Pa
         gate.opened.set()
         assert b"then." in response.get_data()
         response.close()
+
+
+def test_the_host_s_answers_vary_with_the_cookie_only_where_the_host_looks_at_it(tmp_path: Path) -> None:
+    """Whoever looks for a sign-out in each answer must not make all of them private to a browser."""
+    app = host(tmp_path)
+
+    @app.get("/login")
+    def login() -> str:
+        session["user"] = "ada"
+        return "in"
+
+    @app.get("/news")
+    def news() -> str:
+        return "none"
+
+    client = app.test_client()
+    assert client.get("/login").headers["Vary"] == "Cookie"
+    assert "Vary" not in client.get("/news").headers

@@ -84,6 +84,7 @@ def test_the_usual_names_of_keys_are_understood_and_ours_go_first(wsgi: ModuleTy
         "FLASKCHAT_ANTHROPIC_API_KEY": "b",
         "FLASKCHAT_URL_PREFIX": "",
     }
+    assert wsgi.configuration({**usual, "FLASKCHAT_OPENAI_API_KEY": ""})["FLASKCHAT_OPENAI_API_KEY"] == "a"
     assert wsgi.configuration({**usual, "FLASKCHAT_OPENAI_API_KEY": "ours"})["FLASKCHAT_OPENAI_API_KEY"] == "ours"
 
 
@@ -117,6 +118,34 @@ def test_headers_of_a_proxy_are_believed_only_when_told_so(wsgi: ModuleType, env
     assert address() == ("127.0.0.1", "http", "localhost")
     assert address(FLASKCHAT_TRUSTED_PROXIES="1") == ("10.9.8.7", "https", "b")
     assert address(FLASKCHAT_TRUSTED_PROXIES="2") == ("192.0.2.1", "ftp", "a")
+
+
+def test_the_proxy_s_word_says_who_it_is(wsgi: ModuleType, environ: dict[str, str]) -> None:
+    more = {"FLASKCHAT_TRUSTED_PROXIES": "1", "FLASKCHAT_IDENTITY_HEADER": "X-Remote-User", "FLASKCHAT_MODEL": "guide"}
+    client = wsgi.create_app({**environ, **more}).test_client()
+    ada, bob = {"X-Remote-User": "ada"}, {"X-Remote-User": "bob"}
+    asked = client.post("/conversation", json={"message": {"id": "q", "text": "Hi"}}, headers=ada)
+    asked.close()
+    assert asked.status_code == 200
+    assert len(client.get("/conversations", headers=ada).json["items"]) == 1
+    assert client.get("/conversations", headers=bob).json["items"] == []
+    for nobody in ({}, {"X-Remote-User": ""}):
+        assert client.get("/conversations", headers=nobody).status_code == 401
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"FLASKCHAT_IDENTITY_HEADER": "X-Remote-User"}, "anybody can send it"),
+        ({"FLASKCHAT_IDENTITY_REQUIRED": "true"}, "nobody can sign in"),
+    ],
+)
+def test_a_door_that_is_open_or_closed_for_everybody_is_refused(
+    wsgi: ModuleType, environ: dict[str, str], more: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        wsgi.create_app({**environ, **more, "FLASKCHAT_MODEL": "guide"})
 
 
 def test_a_model_that_is_set_answers_and_nothing_is_looked_for(

@@ -31,7 +31,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/bench/run", description="What flaskchat costs beside other relays.")
     names = ", ".join(measurements.ALL)
     parser.add_argument("measurements", nargs="*", metavar="measurement", help=f"absent: all but `most`; of: {names}")
-    parser.add_argument("--only", action="append", metavar="SUBJECT", help="a part of the name; may be repeated")
+    parser.add_argument("--only", action="append", metavar="SUBJECT", help="its name, or a part of several")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6, help="counted each time")
     parser.add_argument("--scale", type=float, default=1, help="of all numbers of replies and readers, to try it out")
@@ -46,8 +46,11 @@ def options(arguments: list[str]) -> argparse.Namespace:
 def available(only: list[str] | None) -> tuple[list[subjects.Subject], list[str]]:
     """Those that can run here, and what to say of the others."""
     found, left_out = [], []
+    names = {subject.name.lower() for subject in subjects.ALL}
+    parts = [part.lower() for part in only or ()]
     for subject in subjects.ALL:
-        if only and not any(part.lower() in subject.name.lower() for part in only):
+        name = subject.name.lower()
+        if parts and not any(name == part if part in names else part in name for part in parts):
             continue
         try:
             subject.prepare()

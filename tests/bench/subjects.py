@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,7 +109,8 @@ class Networked(Flaskchat):
                 program(name)
         except (pytest.skip.Exception, AssertionError) as why:
             raise Missing(str(why)) from None
-        self.version = ", ".join(output(program(name), "--version") for name in self._programs)
+        said = [output(program(name), "--version") for name in self._programs]
+        self.version = ", ".join(re.findall(r"\d+\.\d+(?:\.\d+)*", words)[0] for words in said)
 
     @contextlib.contextmanager
     def database(self, folder: Path) -> Iterator[dict[str, object]]:
