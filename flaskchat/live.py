@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect_left
 from typing import Protocol
 
+from . import tasks
 from .log.base import Append
 
 CHUNK = 65536
@@ -26,17 +27,16 @@ class LiveRun:
     """One run's events from `base + 1` on, each as its frame."""
 
     __slots__ = (
-        "_data", "_ends", "_last", "base", "bells", "closed", "ended", "ended_at", "held", "own", "run_id",
+        "_last", "_stock", "bells", "closed", "ended", "ended_at", "held", "own", "run_id",
     )  # fmt: skip
 
     def __init__(self, run_id: str, *, own: bool) -> None:
         self.run_id = run_id
         self.own = own
-        self.base = 0
-        """How many of the first events are not held any more."""
-        # One buffer and where each frame ends: an object for each frame would be half as large again.
-        self._data = bytearray()
-        self._ends = array("Q")
+        # How many of the first events are not held any more; of the others, one buffer and where each frame in it ends:
+        # an object for each frame would be half as large again. Together, so that a thread which looks finds all three
+        # as they belong together, whatever is let go of meanwhile.
+        self._stock = (0, array("Q"), bytearray())
         self._last = (-1, -1, b"")
         """What was taken last, with its cursors: the others who watch the same run ask for the same."""
         self.ended = False
@@ -49,29 +49,37 @@ class LiveRun:
         """While the run's past is being read from the log: what was appended meanwhile."""
 
     @property
+    def base(self) -> int:
+        """How many of the first events are not held any more."""
+        return self._stock[0]
+
+    @property
     def last_seq(self) -> int:
-        return self.base + len(self._ends)
+        base, ends, _ = self._stock
+        return base + len(ends)
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return len(self._data)
+        return len(self._stock[2])
 
     @property
     def frames(self) -> list[bytes]:
         """All that are held, each by itself."""
-        data, start, found = bytes(self._data), 0, []
-        for end in self._ends:
+        _, ends, buffer = self._stock
+        ends = ends[:]  # first: of what comes meanwhile, neither is looked at
+        data, start, found = bytes(buffer), 0, []
+        for end in ends:
             found.append(data[start:end])
             start = end
         return found
 
     @property
     def joined(self) -> bytes:
-        return bytes(self._data)
+        return bytes(self._stock[2])
 
     def extend(self, frames: list[bytes], ended: bool) -> None:
-        data, ends = self._data, self._ends
+        _, ends, data = self._stock
         for frame in frames:
             data += frame
             ends.append(len(data))
@@ -81,10 +89,7 @@ class LiveRun:
 
     def forget(self) -> None:
         """Let go of all events that are held; the log has them."""
-        last_seq = self.last_seq
-        # In this order: a thread that looks meanwhile finds nothing, never an event under another's number.
-        self._ends, self._data = array("Q"), bytearray()
-        self.base = last_seq
+        self._stock = (self.last_seq, array("Q"), bytearray())
 
     def wake(self) -> None:
         for bell in tuple(self.bells):
@@ -99,7 +104,8 @@ class LiveRun:
 
         :raises LookupError: events after the cursor are not held here any more; the log has them.
         """
-        ends, index = self._ends, cursor - self.base
+        base, ends, buffer = self._stock
+        index = cursor - base
         if index < 0:
             raise LookupError(self.run_id)
         end = len(ends)
@@ -108,10 +114,10 @@ class LiveRun:
         start = ends[index - 1] if index else 0
         if ends[-1] - start > CHUNK:
             end = bisect_left(ends, start + CHUNK, index) + 1
-        after = self.base + end
+        after = base + end
         before, until, data = self._last
         if before != cursor or until != after:
-            data = bytes(self._data[start : ends[end - 1]])
+            data = bytes(buffer[start : ends[end - 1]])
             self._last = (cursor, after, data)
         return data, after
 
@@ -125,6 +131,7 @@ class Live:
         self.watchers = 0
         """How many wait here for runs of other workers."""
         self._runs: dict[str, LiveRun] = {}
+        self._changing = tasks.native_lock()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -134,14 +141,24 @@ class Live:
 
     def add(self, run: LiveRun) -> LiveRun:
         """Readers of one that stood in its place, brought from the log, are sent away to find this one."""
-        before = self._runs.get(run.run_id)
-        self._runs[run.run_id] = run
+        with self._changing:
+            before = self._runs.get(run.run_id)
+            self._runs[run.run_id] = run
         if before is not None:
             before.close()
         return run
 
-    def drop(self, run_id: str) -> None:
-        self._runs.pop(run_id, None)
+    def drop(self, run: LiveRun) -> None:
+        """Let go of a run; another may stand in its place by now."""
+        with self._changing:
+            if self._runs.get(run.run_id) is run:
+                del self._runs[run.run_id]
+
+    def drop_foreign(self) -> None:
+        """Let go of all that other workers write, and send their readers away."""
+        for run in self.foreign():
+            self.drop(run)
+            run.close()
 
     def watch(self, run: LiveRun, bell: Bell) -> None:
         """Ring `bell` when the run moves or is closed."""
@@ -175,14 +192,14 @@ class Live:
             return
         skip = run.last_seq + 1 - entry.seq
         if skip < 0:
-            self.drop(run.run_id)
+            self.drop(run)
             run.close()
             return
         if skip < len(entry.frames):
             run.extend(entry.frames[skip:] if skip else entry.frames, entry.ended)
             run.wake()
         elif entry.ended:  # before what was seen here: the log has lost some, and whoever reads it has to be told
-            self.drop(run.run_id)
+            self.drop(run)
             run.close()
 
     def loading(self, run_id: str) -> LiveRun:
@@ -202,7 +219,7 @@ class Live:
         foreign = self.foreign()
         for run in foreign:
             if run.ended and now - run.ended_at > keep_ended:
-                self.drop(run.run_id)
+                self.drop(run)
         total = sum(run.size for run in foreign)
         for run in sorted(foreign, key=lambda run: run.size, reverse=True):
             if total <= self._max_bytes:

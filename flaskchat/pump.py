@@ -11,6 +11,7 @@ Deliberate choices; do not change one without reading why:
     Heartbeats, deadlines and Stop go on, because the log is asked with a short patience. It is read all the same: a
     lock or a full disk stops the writers, not the readers of other workers' runs.
  5. Nothing is published before the commit, and everything in the order of the commits.
+ 6. What is committed is published, whatever happens to others in the same tick: who raises costs only itself.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Pump:
         self.on_stop: Callable[[Stop], None] = lambda stop: None
         self.on_leave: Callable[[Leave], object] = lambda leave: None
         self.on_fenced: Callable[[Lease], None] = lambda lease: None
-        self.on_ended: Callable[[Feed], object] | None = None
+        self.on_ended: Callable[[Feed], object] = lambda feed: None
         """Called when a run's end is committed; must not wait."""
         self.busy: Callable[[], bool] = lambda: False
         """Whether `checks` have anything to look at though no run is live here."""
@@ -147,7 +148,7 @@ class Pump:
 
     def _forget(self, feed: Feed) -> None:
         self.feeds.pop(feed.begun.run_id, None)
-        self.live.drop(feed.begun.run_id)
+        self.live.drop(feed.live)
         feed.decide(Interrupted("The lease was lost."))  # for whoever still opens its source; nobody is sent it
         feed.live.close()
         self.let_go(feed)
@@ -214,10 +215,7 @@ class Pump:
             if now >= self._next_check:
                 self._next_check = now + self._check_period
                 for check in self.checks:
-                    try:
-                        check(now)
-                    except Exception:  # must not keep the tick from committing what it gathered
-                        logger.exception("a check failed")
+                    _alone(check, now)
             refused, came = self._commit(now, lease, touched, bool(looks))
             self._note(now, refused)
         finally:
@@ -252,7 +250,7 @@ class Pump:
             if type(owner) is Feed:
                 touched[owner] = None
             else:
-                owner.on_ready(gone)
+                _alone(owner.on_ready, gone)
         self._again = []
         lease = self._lease()  # after the feeds were collected: whatever was begun under it is not taken for older
         ours = []
@@ -267,10 +265,9 @@ class Pump:
             ours.append(feed)
             feed.pull()
             if feed.terminal is not None:
-                self.let_go(feed)
+                _alone(self.let_go, feed)
             elif feed.full() or getattr(feed.source, "pending", False):
-                # A source that was not read, whose text nobody tells of again; or decrypted bytes, or an error, that
-                # the selector cannot see.
+                # Not read, and nobody tells of its text again; or decrypted bytes, or an error, unseen by the selector.
                 self._again.append(feed)
         return lease, ours
 
@@ -311,7 +308,7 @@ class Pump:
         if moved:
             self.metrics.committed(sum(len(frames) for _, frames, _ in moved), now)
         for number, (feed, frames, ended) in enumerate(moved, 1):
-            self._publish(feed, frames, ended)
+            _alone(self._publish, feed, frames, ended)
             if number % TURNS == 0:
                 tasks.sleep(0)
         self._take_in()
@@ -333,11 +330,9 @@ class Pump:
             if number % BREATH == 0:
                 tasks.sleep(0)  # whoever begins to follow gets all that the log holds, which may be minutes of it
             if type(entry) is Append:
-                self.live.apply(entry)
-            elif type(entry) is Stop:
-                self.on_stop(entry)
-            elif type(entry) is Leave:
-                self.on_leave(entry)
+                _alone(self.live.apply, entry)
+            else:
+                _alone(self.on_stop if type(entry) is Stop else self.on_leave, entry)
 
     def _turn(
         self, lease: Lease, entries: list[Append], endings: list[Ending], follow: bool, looked_for: bool
@@ -370,12 +365,11 @@ class Pump:
         feed.live.extend(frames, ended)
         if ended:
             self.feeds.pop(feed.begun.run_id, None)
-            self.live.drop(feed.begun.run_id)
-            assert feed.terminal is not None
-            self.metrics.reply_ended(feed.terminal, feed.started_at, feed.first_at)
-            if self.on_ended is not None:
-                self.on_ended(feed)
+            self.live.drop(feed.live)
         feed.live.wake()
+        if ended and feed.terminal is not None:
+            self.metrics.reply_ended(feed.terminal, feed.started_at, feed.first_at)
+            self.on_ended(feed)
 
     def _listen(self, wanted: bool) -> None:
         """Before the log is looked at, so that nothing falls in between."""
@@ -396,6 +390,12 @@ class Pump:
         if self._following:
             self._following = False
             self.log.unfollow()
-            for run in self.live.foreign():
-                self.live.drop(run.run_id)
-                run.close()
+            self.live.drop_foreign()
+
+
+def _alone(function: Callable[..., object], *args: object) -> None:
+    """Call what must not keep the tick from the rest of its work: see 6."""
+    try:
+        function(*args)
+    except Exception:
+        logger.exception("a part of a tick failed; the rest goes on")

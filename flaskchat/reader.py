@@ -110,6 +110,7 @@ class Reader:
             self._take_over(self.offer)
         self.writing_since = 0.0
         while True:
+            over = self._over()  # before: what comes with the end may come after nothing was there
             try:
                 data = self._next()
             except LookupError:
@@ -120,7 +121,7 @@ class Reader:
             if data:
                 self.writing_since = self.idle_since
                 return data
-            if self._over():
+            if over:
                 raise StopIteration
             assert self._waiter is not None
             self._waiter.wait()

@@ -356,7 +356,7 @@ class Readers:
         for run_id in over:
             run = followed[run_id]
             if not run.ended:
-                self._live.drop(run_id)
+                self._live.drop(run)
                 run.close()
 
     def leave(self) -> None:

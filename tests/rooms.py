@@ -79,7 +79,9 @@ class Rooms:
         ending = ending_of(begun, text, [*known, last])
         self.journal.turn(self.holding.lease, [Append(begun.run_id, len(known) + 1, [last], True)], [ending])
         del self.live[begun.run_id]
-        self.memory.drop(begun.run_id)
+        run = self.memory.get(begun.run_id)
+        assert run is not None
+        self.memory.drop(run)
 
     def run(self, begun: Begun, *texts: str) -> None:
         """A whole short run."""

@@ -293,7 +293,7 @@ class RedisLog:
             if run.bells or run.held is not None:
                 continue
             if run.run_id in before:
-                self._memory.drop(run.run_id)
+                self._memory.drop(run)
                 run.close()
             else:
                 self._unwatched.add(run.run_id)

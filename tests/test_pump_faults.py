@@ -1,0 +1,77 @@
+"""A tick of which a part raises: who raises costs only itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from flaskchat.feed import Feed
+from flaskchat.log.base import Append, Entry, Leave, Stop
+from flaskchat.models import Delta, Done
+from tests.test_pump import Bench
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.pump.close(0)
+
+
+def fails(*about: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_what_is_committed_is_published_whatever_telling_of_an_end_raises(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    ends = {name: bench.run(name) for name in ("run_a", "run_b")}
+    goes_on, source = bench.run("run_c")
+    feeds = [*(feed for feed, _ in ends.values()), goes_on]
+    for feed in feeds:
+        bench.pump.attend(feed.live, Told(feed, told))
+    bench.pump.on_ended = fails
+    for feed, ending in ends.values():
+        bench.put(feed, ending, Delta("Hello"), Done())
+    bench.put(goes_on, source, Delta("Well"))
+    bench.log.others = [Append("run_x", 1, [b"a"])]
+    bench.tick()
+    assert [feed.live.last_seq for feed in feeds] == [3, 3, 2]
+    assert told == ["run_a", "run_b", "run_c"], "who waits for the end was not woken"
+    assert list(bench.pump.feeds) == ["run_c"]
+    assert bench.live.get("run_x") is not None
+    assert len(caplog.records) == 2, "one for each"
+
+
+class Told:
+    def __init__(self, feed: Feed, told: list[str]) -> None:
+        self.feed, self.told = feed, told
+
+    def wake(self) -> None:
+        self.told.append(self.feed.begun.run_id)
+
+
+@pytest.mark.parametrize("entry", [Stop("run_a", 1.0), Leave("user:1", "", 1.0, 2.0)], ids=["Stop", "sign-out"])
+def test_news_that_cannot_be_acted_upon_cost_no_others(
+    bench: Bench, caplog: pytest.LogCaptureFixture, entry: Entry
+) -> None:
+    bench.pump.on_stop = bench.pump.on_leave = fails
+    bench.run("run_a")
+    bench.log.others = [Append("run_x", 1, [b"a"]), entry, Append("run_x", 2, [b"b"])]
+    bench.tick()
+    run = bench.live.get("run_x")
+    assert run is not None
+    assert run.frames == [b"a", b"b"]
+    assert "can't start new thread" in caplog.text
+
+
+def test_a_source_whose_closing_raises_keeps_no_other_from_being_read(bench: Bench) -> None:
+    bad, raises = bench.run("run_a")
+    good, source = bench.run("run_b")
+    raises.close = fails  # type: ignore[assignment]
+    bench.put(bad, raises, Delta("Hello"), Done())
+    bench.put(good, source, Delta("fine"), Done())
+    bench.tick()
+    assert {ending.run_id: ending.state for ending in bench.log.endings} == {"run_a": "done", "run_b": "done"}
