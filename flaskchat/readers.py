@@ -178,7 +178,7 @@ class Readers:
         """:returns: whether there was a stream of those that are to end."""
         if not leave.run_id:
             self._signed_out[leave.owner] = leave.here()
-        meant = [reader for reader in self._open if reader.visitor.meant(leave, reader.run.run_id)]
+        meant = [reader for reader in tuple(self._open) if reader.visitor.meant(leave, reader.run.run_id)]
         meant.sort(key=lambda reader: reader.visitor.since)
         for reader in meant[:1] if leave.run_id else meant:
             reader.leave()
@@ -249,13 +249,18 @@ class Readers:
             raise _unreadable() from None
         finally:
             if run.held is not None:  # it could not be read, or whoever read it was killed
-                self._live.drop(run_id)
+                self._live.drop(run)
                 run.close()
         return run
 
     def _finished(self, run_id: str, cursor: int | None, visitor: Visitor) -> Reader | None:
-        """The events of a run that has ended, as one more reader: it may be long, and its client stall or leave."""
-        frames = self._store.frames(run_id) or b""
+        """The events of a run that has ended, as one more reader: it may be long, and its client stall or leave.
+
+        :raises NotFound: it was deleted since it was located.
+        """
+        frames = self._store.frames(run_id)
+        if not frames:
+            raise NotFound("There is no such run.")
         start = 0
         if cursor is not None and cursor > 0:
             start = frames.find(b"\n\nid: %d\n" % (cursor + 1)) + 2
@@ -314,7 +319,7 @@ class Readers:
         except LogUnavailable:
             past = []
         if not past:  # who comes back finds the run anew, or its end in the store
-            self._live.drop(run.run_id)
+            self._live.drop(run)
             run.close()
         reader.cursor += len(past)
         return b"".join(past)
@@ -333,7 +338,7 @@ class Readers:
             elif now - reader.idle_since >= self.heartbeat:
                 reader.wake()
         self._live.tidy(keep_ended=KEEP_ENDED)
-        for owner in [owner for owner, at in self._signed_out.items() if now - at > FORGET_SIGN_OUT]:
+        for owner in [owner for owner, at in tuple(self._signed_out.items()) if now - at > FORGET_SIGN_OUT]:
             del self._signed_out[owner]
 
     def look_after(self) -> None:
@@ -367,7 +372,7 @@ class Readers:
 
     def followed(self) -> bool:
         """Whether anybody follows runs of other workers here."""
-        return any(not reader.run.own and reader.live for reader in self._open)
+        return any(not reader.run.own and reader.live for reader in tuple(self._open))
 
     def part(self) -> None:
         """End every stream after what is there for it, but those of our own runs, which end with them."""

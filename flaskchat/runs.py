@@ -233,14 +233,16 @@ class Runs:
         if feed.over():
             return  # whoever was first closes the source, and the verdict waits for that
         feed.closing = True
-        if feed.decide(terminal):
-            if self._titles is not None:
-                self._titles.drop(feed.begun.conversation_id)
-            closed = self._pump.let_go(feed)
-            if closed and asked_at is not None:
-                feed.upstream_closed_ms = round(max(0.0, time.monotonic() - asked_at) * 1000, 1)
-        feed.closing = False
-        self._pump.touch(feed)
+        try:
+            if feed.decide(terminal):
+                if self._titles is not None:
+                    self._titles.drop(feed.begun.conversation_id)
+                closed = self._pump.let_go(feed)
+                if closed and asked_at is not None:
+                    feed.upstream_closed_ms = round(max(0.0, time.monotonic() - asked_at) * 1000, 1)
+        finally:  # a request's time may be over while it waits here: the verdict stands, and nobody else carries it out
+            feed.closing = False
+            self._pump.touch(feed)
 
     def stop(self, run_id: str, owner: str) -> RunRow:
         """Stop a run, on whatever worker it is, and wait for its end.
@@ -274,12 +276,13 @@ class Runs:
         return row
 
     def _stop_asked(self, stop: Stop) -> None:
+        # First: whoever adds the run meanwhile looks here after that, so that one of the two sees the other.
+        self._early_stops[stop.run_id] = stop.here()
         feed = self._pump.feeds.get(stop.run_id)
         if feed is not None:
             # Not in the pump's own task: closing a generator may wait a moment.
             tasks.spawn(self.end, feed, Stopped(), stop.here())
-        else:
-            self._early_stops[stop.run_id] = stop.here()
+            self._early_stops.pop(stop.run_id, None)
 
     def fenced(self, lease: Lease) -> None:
         """The lease is lost: forget what was under it, and take another."""
@@ -294,8 +297,9 @@ class Runs:
 
     def check(self, now: float) -> None:
         s = self._settings
-        self._queued = sum(feed.held() for feed in self._pump.feeds.values())
-        for feed in list(self._pump.feeds.values()):
+        feeds = list(self._pump.feeds.values())  # others may add to them
+        self._queued = sum(feed.held() for feed in feeds)
+        for feed in feeds:
             if feed.over():
                 continue
             refused = self._pump.unavailable_since

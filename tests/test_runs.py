@@ -14,11 +14,12 @@ import sqlalchemy as sa
 
 from flaskchat import sse
 from flaskchat.config import Settings
+from flaskchat.errors import NotFound
 from flaskchat.limits import Visitor
 from flaskchat.providers.registry import Registry
 from flaskchat.runtime import Runtime
 from flaskchat.store.base import Begun, Command
-from flaskchat.store.schema import journal
+from flaskchat.store.schema import journal, run_events
 from flaskchat.store.sql import Store
 from tests.server.client import deadline
 
@@ -181,3 +182,43 @@ def test_a_run_begun_under_a_lease_that_was_lost_meanwhile_is_left_to_the_others
     assert begun.created
     assert live is None
     assert runtime.pump.feeds == {}
+
+
+def test_a_run_ends_though_whoever_stops_it_is_killed_while_its_model_is_closed(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, _ = runtime.runs.start(OWNER, command())
+    feed = runtime.pump.feeds[begun.run_id]
+    for _ in deadline(5, "the first word"):
+        if feed.live.last_seq == 2:
+            break
+
+    def die() -> bool:
+        raise Killed
+
+    monkeypatch.setattr(feed.source, "close", die)
+    with pytest.raises(Killed):
+        runtime.runs.stop(begun.run_id, OWNER)
+    for _ in deadline(5, "the run's end"):
+        if state(runtime, begun.run_id) != "running":
+            break
+    assert state(runtime, begun.run_id) == "stopped"
+
+
+@pytest.mark.parametrize("cursor", [None, "1", "99", "x"])
+def test_a_reply_that_is_deleted_while_it_is_looked_for_is_not_found(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, cursor: str | None
+) -> None:
+    begun, _ = runtime.runs.start(OWNER, command())
+    assert runtime.runs.stop(begun.run_id, OWNER).state == "stopped"
+    locate = runtime.readers._locate
+
+    def then_deleted(*args: Any) -> Any:
+        found = locate(*args)
+        runtime.database.write(lambda c: c.execute(sa.delete(run_events)))
+        return found
+
+    monkeypatch.setattr(runtime.readers, "_locate", then_deleted)
+    with pytest.raises(NotFound):
+        runtime.readers.follow(begun.run_id, Visitor(OWNER), cursor)
+    assert len(runtime.readers) == 0

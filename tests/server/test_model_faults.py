@@ -184,6 +184,19 @@ def test_stop_does_not_wait_for_a_python_model_that_will_not_end(quick: Server) 
     assert_whole(client, stream, frames, "stopped")
 
 
+def test_a_reply_ends_though_the_host_gives_up_the_stop_while_it_waits_for_the_model(quick: Server) -> None:
+    """It waits 50 ms for a model that will not end; each of these is given up at another moment before or in them."""
+    client = quick.client()
+    for seconds in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06):
+        stream = client.send("x", model="stubborn")
+        stream.take(2)
+        given_up = client.request("POST", f"/runs/{stream.run_id}/stop", {}, headers={"X-Seconds": str(seconds)})
+        given_up.response.read()
+        assert client.stop(stream.run_id)["state"] != "running"  # the first may have come to nothing
+        frames = everything(stream)
+        assert_whole(client, stream, frames, frames[-1].event)
+
+
 # -- conversations over HTTP -----------------------------------------------------------------------------------------
 
 
