@@ -38,7 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--long") and not config.getoption("timeout", None):
+        config.option.timeout = 7200
     config.addinivalue_line(
         "markers",
         "backends(*names, long=()): run the test on each of these backends (see tests/backends.py), with --long also "
