@@ -139,7 +139,7 @@ class Link:
     def __init__(self, place: Where) -> None:
         self._place = place
         self._first = random.randrange(len(place.hosts)) if place.service else 0
-        """Which of the hosts is tried first."""
+        """Which of the hosts is tried first, counted round and round."""
         self._moved: tuple[str, int] | None = None
         """Where a cluster's node said that our keys are."""
         self._connection: Any = None
@@ -195,7 +195,7 @@ class Link:
     def _look_at(self, error: Exception) -> None:
         if isinstance(error, self._of_no_use):  # a failover: the server that takes writes is another now
             self.close()
-            self._first += 1
+            self._first, self._moved = self._first + 1, None
             raise self._failed(error) from error
         if self._names(error, "ASK", "TRYAGAIN"):
             raise LogUnavailable("Redis: the cluster moves our keys") from error
@@ -225,13 +225,11 @@ class Link:
         if now < self._not_before:
             raise LogUnavailable(self._why)
         error: BaseException = LogUnavailable("no server")
-        places = self._places()
-        for number in range(len(places)):
-            place = places[(self._first + number) % len(places)]
+        for number, place in self._places():
             try:
                 address = self._master(place) if self._place.service else place
                 self._connection = self._open(address, self._place.options)
-                self._first = (self._first + number) % len(places)
+                self._first = number
                 self.generation += 1
                 return
             except self._failures as failed:
@@ -240,14 +238,16 @@ class Link:
                 error = failed
             self._moved = None
             if time.monotonic() - now > TIMEOUT:  # the next attempt begins with the next one
-                self._first = (self._first + number + 1) % len(places)
+                self._first = number + 1
                 break
         raise self._failed(error) from error
 
-    def _places(self) -> list[tuple[str, int] | None]:
-        if self._moved is not None:
-            return [self._moved, *self._place.hosts]
-        return list(self._place.hosts) or [None]
+    def _places(self) -> list[tuple[int, tuple[str, int] | None]]:
+        """Where to try, each with what `_first` is when it answers: the node that was named is none of the hosts."""
+        hosts = self._place.hosts or [None]
+        numbers = range(self._first, self._first + len(hosts))
+        named = [] if self._moved is None else [(self._first, self._moved)]
+        return [*named, *((number, hosts[number % len(hosts)]) for number in numbers)]
 
     def _open(self, address: tuple[str, int] | None, options: dict[str, Any]) -> Any:
         if address is not None:
