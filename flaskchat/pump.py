@@ -205,7 +205,7 @@ class Pump:
             return TICK
         if self.feeds:
             return self._check_period if told else min(STOP_POLL, self._check_period)
-        return self._check_period if self.live.watchers or self.busy() else IDLE
+        return self._check_period if self.live.watchers or self.busy() or self.unavailable_since is not None else IDLE
 
     def _tick(self, now: float) -> None:
         looks = [self._looks.popleft() for _ in range(len(self._looks))]  # others may add to them
@@ -279,7 +279,8 @@ class Pump:
         """
         moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
         self._moving = False
-        self._needed_at = now if self.feeds else self._needed_at
+        if self.feeds or self.unavailable_since is not None:  # until it can be used again, though nobody needs it
+            self._needed_at = now
         follow = self.live.watchers > 0 or self.busy() or now - self._needed_at < UNFOLLOW_AFTER
         if not moved and not follow:
             self._listen(False)

@@ -186,3 +186,21 @@ def test_a_log_that_cannot_tell_is_looked_at_each_tick(bench: Bench) -> None:
     bench.pump.attend(bench.live.add(LiveRun("run_x", own=False)), Bell())
     bench.tick()
     assert bench.pump._patience() == TICK
+
+
+def test_a_log_that_refused_is_asked_until_it_can_be_used_again_though_nobody_follows(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pumps, "UNFOLLOW_AFTER", 1e-6)
+    feed, source = bench.run("run_a")
+    bench.log.unavailable = True
+    bench.put(feed, source, Delta("Hello"))
+    bench.tick()
+    bench.pump.abandon()
+    bench.pump.feeds.clear()
+    bench.tick()
+    assert bench.pump.unavailable_since is not None
+    assert bench.pump._patience() < IDLE
+    bench.log.unavailable = False
+    bench.tick()
+    assert bench.pump.unavailable_since is None

@@ -133,8 +133,13 @@ def test_a_redis_without_memory_refuses_and_nothing_is_lost(make: Make) -> None:
     try:
         with pytest.raises(LogUnavailable, match="maxmemory"):
             rooms.journal.turn(rooms.holding.lease, [entry], [])
+        for call in (lambda: rooms.journal.turn(rooms.holding.lease, [], []), rooms.journal.ready):
+            with pytest.raises(LogUnavailable, match="maxmemory"):
+                call()
     finally:
         redis(rooms, "CONFIG", "SET", "maxmemory", "0")
+    rooms.journal.turn(rooms.holding.lease, [], [])
+    rooms.journal.ready()
     rooms.journal.turn(rooms.holding.lease, [entry], [])
     assert events(rooms, begun)[-1] == entry.frames[0]
 

@@ -128,7 +128,8 @@ class Log(Protocol):
             appended, so it is looked for also by a log that tells.
         :raises Fenced: nothing was appended, and nothing more will be under this lease.
         :raises LogUnavailable: nothing was appended; call again with the same. Where there was nothing to append, the
-            log cannot be read; a turn that has appended does not fail over that, and the next one returns more.
+            log cannot be read, or would refuse again what it has refused; a turn that has appended does not fail over
+            what it reads, and the next one returns more.
         """
 
     def follow(self) -> list[Entry]:

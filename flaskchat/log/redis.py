@@ -67,6 +67,8 @@ class RedisLog:
         self._tail = Tail(lambda: Link(place), self._keys, memory, lambda: self.on_news())
         self._mended = 0
         """On which connection our runs were compared with their streams."""
+        self._doubted = False
+        """Whether something was refused, and nothing was written since: that it answers says little then."""
         self._beside = Link(place)
         """For all calls but the pump's."""
         self._errands = tasks.Errands()
@@ -99,6 +101,7 @@ class RedisLog:
             elif self._tail.running:
                 self._tail.look(self._open())
         except LogUnavailable as error:
+            self._doubted = True
             error.finished = {ending.run_id for ending in endings}
             raise
         if not entries and self._tail.failed is not None:
@@ -141,7 +144,8 @@ class RedisLog:
 
     def _append(self, lease: Lease, entries: list[Append]) -> None:
         mine = any(run.last_seq for run in self._memory.own())
-        if not entries and not (mine and (not self._link.connected or self._mended != self._link.generation)):
+        changed = not self._link.connected or self._mended != self._link.generation
+        if not entries and not self._doubted and not (mine and changed):
             return
         link = self._open()
         if self._mended != link.generation:
@@ -154,12 +158,15 @@ class RedisLog:
                 commands.append(streams.expire(key, streams.ENDED_SECONDS))
             elif entry.seq == 1:
                 commands.append(streams.expire(key, streams.LIVE_SECONDS))
+        if self._doubted and not entries:
+            _sound(link.ask(streams.probe(self._keys.probe)))
         replies = iter(link.ask(*commands) if commands else ())
         for entry in entries:
             if _refused(next(replies)):
                 self._settle(lease, link, entry.run_id, entry)
             if entry.ended or entry.seq == 1:
                 next(replies)
+        self._doubted = False
 
     def _mend(self, lease: Lease, link: Link) -> None:
         """Compare the streams of our live runs with what has been appended to them, and write what they lack."""
@@ -315,7 +322,7 @@ class RedisLog:
 
     def ready(self) -> None:
         try:
-            self._ask([b"PING"])
+            self._ask(streams.probe(self._keys.probe))  # one without memory answers a PING, and so does a replica
         except Unavailable as error:
             raise LogUnavailable(str(error.__cause__)) from error
 

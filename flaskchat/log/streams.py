@@ -47,6 +47,10 @@ class Keys(NamedTuple):
     def control(self) -> bytes:
         return f"{{{self.prefix}}}:control".encode()
 
+    @property
+    def probe(self) -> bytes:
+        return f"{{{self.prefix}}}:probe".encode()
+
 
 def parse_id(data: bytes) -> Id:
     first, _, second = data.partition(b"-")
@@ -70,6 +74,11 @@ def seal(key: bytes) -> Command:
 
 def tell(key: bytes, entry: Control) -> Command:
     return b"XADD", key, b"MAXLEN", b"~", CONTROLS, b"*", *_fields([entry])
+
+
+def probe(key: bytes) -> Command:
+    """Writes as an append does, in a stream of one entry that nobody reads."""
+    return b"XADD", key, b"MAXLEN", b"1", b"*", *_fields([])
 
 
 def expire(key: bytes, seconds: int) -> Command:

@@ -137,6 +137,31 @@ def test_readiness_is_red_while_redis_is_away_and_heals_by_itself(serve: Serve, 
     assert client.send("20 100").rest()[-1].event == "done"
 
 
+def test_while_redis_takes_nothing_no_question_is_taken_and_no_model_asked(
+    serve: Serve, model: Running, redis: RedisServer
+) -> None:
+    server = serve(settings(model), app=FAULTY, workers=1)
+    client = server.client()
+    running = client.send('{"tokens": 4000, "rate": 50}')
+    running.take(3)
+    redis.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        assert running.rest()[-1].event == "error"
+        for _ in range(20):
+            ready = client.get("/readyz")
+            assert ready.status == 503
+            assert "maxmemory" in ready.json()["wrong"]["log"]
+        refused = client.send('{"tag": "refused"}')
+        assert (refused.status, refused.json()["code"]) == (503, "log_unavailable")
+        assert model.stats("refused")["posts"] == 0
+    finally:
+        redis.command("CONFIG", "SET", "maxmemory", "0")
+    for _ in deadline(20, "readiness to heal"):
+        if client.get("/readyz").status == 200:
+            break
+    assert client.send('{"tokens": 20, "tag": "taken"}').rest()[-1].event == "done"
+
+
 def test_a_reply_ends_in_time_though_redis_stays_away(serve: Serve, model: Running, redis: RedisServer) -> None:
     """It is given up, kept with what had come, and its readers are told: from the store, where they come back to."""
     server = serve(settings(model), app=FAULTY, args=ARGS)
