@@ -110,14 +110,17 @@ def test_a_number_that_was_rolled_back_is_looked_for_no_longer_than_a_transactio
             break
 
 
-def test_a_server_that_has_lost_its_newest_rows_is_followed_on(two: tuple[Rooms, Rooms]) -> None:
+def test_a_server_that_has_lost_its_newest_rows_is_followed_on_and_given_them_again(
+    make: Callable[[], Rooms], two: tuple[Rooms, Rooms]
+) -> None:
     mine, other = two
-    begun = other.begin()
+    begun, quiet = other.begin(), other.begin()
     other.append(begun, "a")
     mine.journal.follow()
     for word in ("b", "c", "d"):
         other.append(begun, word)
-    assert run_of(look(mine)) == [begun.run_id] * 3
+    other.append(quiet, "nothing more")
+    assert run_of(look(mine)) == [begun.run_id] * 3 + [quiet.run_id]
     first, *lost = mine.journal_ids()
 
     def take_over(c: sa.Connection) -> None:  # as a replica that had no more
@@ -125,10 +128,20 @@ def test_a_server_that_has_lost_its_newest_rows_is_followed_on(two: tuple[Rooms,
         c.execute(sa.text("SELECT setval(pg_get_serial_sequence('flaskchat_journal', 'id'), :id)"), {"id": first})
 
     other.database.write(take_over)
-    mine.journal.close()  # its server has gone
+    for rooms in two:
+        rooms.journal.close()  # its server has gone
     other.append(begun, "e")
-    assert mine.journal_ids() == [first, lost[0]]
+    assert mine.journal_ids() == [first, *lost[:3]]
     assert look(mine)[-1].seq == 6
+    late = make()
+    for one in (begun, quiet):
+        run = late.memory.loading(one.run_id)
+        late.memory.loaded(run, late.journal.read(one.run_id))
+        assert run.frames == other.live[one.run_id]
+    assert late.journal.past([begun.run_id]) == {begun.run_id: other.live[begun.run_id]}
+    other.journal.close()
+    other.journal.turn(other.holding.lease, [], [])
+    assert mine.journal_ids() == [first, *lost[:3]], "once"
 
 
 def test_a_listener_is_told_of_what_others_append_and_not_of_its_own(two: tuple[Rooms, Rooms]) -> None:

@@ -148,10 +148,11 @@ KILLED = """
 from gevent import monkey; monkey.patch_all()
 import random, sys, gevent
 from flaskchat.errors import Unavailable
+from flaskchat.live import Live
 from flaskchat.log.postgres import PostgresLog
 from flaskchat.store.kinds import open_database
 database = open_database(sys.argv[1], timeout=5.0)
-log = PostgresLog(database)
+log = PostgresLog(database, Live(0))
 dice, wrong, right = random.Random(int(sys.argv[2])), [], 0
 def canary(raw, number):
     asked = (number, raw.info.backend_pid)

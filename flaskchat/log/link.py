@@ -244,7 +244,7 @@ class Link:
 
     def _places(self) -> list[tuple[int, tuple[str, int] | None]]:
         """Where to try, each with what `_first` is when it answers: the node that was named is none of the hosts."""
-        hosts = self._place.hosts or [None]
+        hosts: list[tuple[str, int] | None] = [*self._place.hosts] or [None]
         numbers = range(self._first, self._first + len(hosts))
         named = [] if self._moved is None else [(self._first, self._moved)]
         return [*named, *((number, hosts[number % len(hosts)]) for number in numbers)]

@@ -27,4 +27,4 @@ def open_log(settings: Settings, database: Database, memory: Memory) -> Log:
     from .postgres import PostgresLog
 
     assert isinstance(database, PostgreSQL)
-    return PostgresLog(database)
+    return PostgresLog(database, memory)

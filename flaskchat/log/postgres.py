@@ -27,6 +27,9 @@ Deliberate choices; do not change one without reading why:
  9. Behind a new connection may be another server, a replica that took over before it had the last rows: it counts on
     from its own newest, and what follows would have numbers that were looked at before. So a new connection begins
     LOOK_BACK rows earlier; what is known already is passed over.
+10. Nor has that server the last of our own rows then, and what followed would come after a gap, at which readers leave
+    and whoever takes over stops. So behind a new connection our last row is looked for: rows are lost from the end, so
+    where it is there all are. Where it is not, all that our live runs have got is appended again.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from ..store.engine import said
 from ..store.postgres import Postgres, PostgreSQL, executor
 from .base import Append, Entry, LogUnavailable
 from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
+from .tail import Memory
 
 logger = logging.getLogger("flaskchat")
 
@@ -72,7 +76,9 @@ AGAIN = 0.5
 _APPEND = """
 INSERT INTO flaskchat_journal (worker_id, version, data)
 SELECT %s::text, %s::int, %s::bytea FROM flaskchat_workers WHERE id = %s AND epoch = %s FOR KEY SHARE
+RETURNING id
 """
+_THERE = b"SELECT 1 FROM flaskchat_journal WHERE id = %s AND worker_id = %s"
 _ROWS = """
 SELECT id, version, CASE worker_id WHEN %s THEN NULL ELSE data END FROM flaskchat_journal WHERE {} ORDER BY id
 LIMIT %s
@@ -90,8 +96,10 @@ _NOTIFY = f"NOTIFY {CHANNEL}"
 class PostgresLog(Rows):
     """For the tick, one connection, used by one caller at a time (the pump); for the news another one."""
 
-    def __init__(self, database: PostgreSQL) -> None:
+    def __init__(self, database: PostgreSQL, memory: Memory) -> None:
+        """:param memory: the live runs of this worker."""
         super().__init__(database)
+        self._memory = memory
         self.on_news: Callable[[], None] = lambda: None
         self.tells = self.behind = False
         self._server = database
@@ -106,6 +114,10 @@ class PostgresLog(Rows):
         self._looked_at = 0.0
         self._own_pid = 0
         self._worker_id = ""
+        self._last_row = 0
+        """The id of the last one that was appended here."""
+        self._mended = False
+        """Whether it was looked for over this connection."""
         self._stopped = False
 
     # -- news --------------------------------------------------------------------------------------------------------
@@ -183,6 +195,7 @@ class PostgresLog(Rows):
             self._raw.prepare_threshold = 0
             self._own_pid = self._raw.info.backend_pid
             self._cursor = max(0, self._cursor - LOOK_BACK)
+            self._mended = False
         return self._raw
 
     def _guard(self, function: Callable[[], T]) -> T:
@@ -197,6 +210,8 @@ class PostgresLog(Rows):
 
     def _turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         raw = self._open()
+        if lease is not None and not self._mended:
+            self._mend(raw, lease)
         if entries:
             assert lease is not None
             self._append(raw, lease, entries, endings)
@@ -212,37 +227,55 @@ class PostgresLog(Rows):
                 raise
             return []  # the append stands, so this must not fail; the next turn looks again
 
+    def _mend(self, raw: Postgres, lease: Lease) -> None:
+        """See 10."""
+        mine = [run for run in self._memory.own() if run.last_seq]
+        if mine and raw.execute(_THERE, (self._last_row, self._worker_id)).fetchone() is None:
+            logger.warning("the database has lost rows of the log; the events of %d runs are written again", len(mine))
+            for run in mine:
+                self._last_row = self._insert_row(raw, lease, [Append(run.run_id, 1, run.frames)])
+            raw.execute(_NOTIFY)
+        self._mended = True
+
     def _append(self, raw: Postgres, lease: Lease, entries: list[Append], endings: list[Ending]) -> None:
-        self._worker_id = lease.worker_id
-        row = (lease.worker_id, VERSION, encode_row(entries), lease.worker_id, lease.epoch)
         if not endings:
-            if self._append_and_notify(raw, row) != 1:
-                raise Fenced(lease.worker_id)
+            self._append_and_notify(raw, lease, entries)
             return
         ask = executor(raw)
         with raw.transaction():
-            if raw.execute(_APPEND, row).rowcount != 1:
-                raise Fenced(lease.worker_id)
+            last_row = self._insert_row(raw, lease, entries)
             # In one order for all workers, so that none waits for another that waits for it.
             for ending in sorted(endings, key=lambda ending: ending.conversation_id):
                 finish.write_once(ask, lease, ending)
+        self._last_row = last_row
         try:
             raw.execute(_NOTIFY)
         except psycopg.Error:  # the append stands; others look for it within SAFETY
             self.close()
             self._open()
 
-    @staticmethod
-    def _append_and_notify(raw: Postgres, row: tuple[Any, ...]) -> int:
-        """:returns: how many rows were appended."""
-        appended = 0
+    def _insert_row(
+        self, raw: Postgres, lease: Lease, entries: list[Append], sync: Callable[[], None] = lambda: None
+    ) -> int:
+        """:param sync: called between the statement and the look at its answer.
+        :returns: the row's id.
+        :raises Fenced:
+        """
+        self._worker_id = lease.worker_id
+        row = (lease.worker_id, VERSION, encode_row(entries), lease.worker_id, lease.epoch)
+        cursor = raw.execute(_APPEND, row)
+        sync()
+        found = cursor.fetchone()
+        if found is None:
+            raise Fenced(lease.worker_id)
+        return int(found[0])
+
+    def _append_and_notify(self, raw: Postgres, lease: Lease, entries: list[Append]) -> None:
         lost: psycopg.Error | None = None
         try:
             with raw.pipeline() as pipeline:
                 try:
-                    cursor = raw.execute(_APPEND, row)
-                    pipeline.sync()  # which ends the transaction
-                    appended = cursor.rowcount
+                    self._last_row = self._insert_row(raw, lease, entries, pipeline.sync)  # which ends the transaction
                     raw.execute(_NOTIFY)
                 except psycopg.Error as error:
                     if not raw.closed:
@@ -252,7 +285,6 @@ class PostgresLog(Rows):
             raise lost or error from None
         if lost is not None:
             raise lost
-        return appended
 
     def _news(self, raw: Postgres) -> list[Entry]:
         self._told = False  # first: what is told from here on may be missed by the query
