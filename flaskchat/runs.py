@@ -6,11 +6,13 @@ event is the pump's; here stands who decides that it ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from . import metrics, tasks
@@ -26,7 +28,7 @@ from .readers import Readers
 from .store.base import Begun, Command, Fenced, Lease, RunRow
 from .store.lease import Holding
 from .store.sql import Store
-from .sweep import WORKER_LOST
+from .sweep import orphaned
 from .titles import Titles
 
 logger = logging.getLogger("flaskchat")
@@ -153,7 +155,8 @@ class Runs:
         """End the runs that the store has under our lease and the pump has not; called every round of the sweep.
 
         Their start died after its commit: the request's greenlet was killed, or the commit stood though it was reported
-        as failed. As long as we count up, nobody else ends them.
+        as failed. Or they had ended, and the database has lost that with a failover: the log may know. As long as we
+        count up, nobody else ends them.
         """
         lease = self._holding.lease
         under = self._store.running_under(lease) if self._holding.registered else []
@@ -162,15 +165,14 @@ class Runs:
         # Only a start that was entered before a run was missed can add it yet.
         under_way = min(self._starting, default=math.inf)
         lost = {run_id for run_id, since in self._missing.items() if since < under_way}
+        if lost:  # asked again: some were missing because they had just ended
+            lost &= {begun.run_id for begun in self._store.running_under(lease)} - self._pump.feeds.keys()
         if not lost:
             return
-        for begun in self._store.running_under(lease):  # asked again: some were missing because they had just ended
-            if begun.run_id in lost:
-                logger.warning("run %s: its start died; ended as interrupted", begun.run_id)
-                live = self._live.add(LiveRun(begun.run_id, own=True))
-                feed = self._feed(begun, live)
-                feed.decide(Interrupted(WORKER_LOST))
-                self._pump.add(feed)
+        with contextlib.suppress(Unavailable):  # the log; the next round tries again
+            past = self._pump.log.past(lost)
+            for run_id in self._pump.log.end(self._store.database.read(partial(orphaned, past=past))):
+                logger.warning("run %s: its start died, or its end was lost; ended as the log has it", run_id)
 
     def _open(self, feed: Feed) -> None:
         """Ask the model, as often as is allowed before its first byte. In a task of its own."""

@@ -35,7 +35,7 @@ from . import metrics, sse, tasks
 from .errors import Unavailable
 from .feed import encode_parts
 from .log.base import Append, Log, Orphan
-from .models import Interrupted, Start
+from .models import Done, Error, Interrupted, Start, Stopped, Terminal
 from .replay import Replay
 from .store.base import Ending, Lease
 from .store.engine import Database
@@ -50,6 +50,8 @@ GONE_AFTER = 4
 CHORES = 600
 TOGETHER = 20
 """Runs that are ended in one transaction: each waits for the database's one writer, and a worker may have hundreds."""
+
+_ends: dict[str, type[Terminal]] = {kind.event: kind for kind in (Done, Error, Stopped, Interrupted)}
 
 WORKER_LOST = "The server that was writing this reply went away. What it had written is kept."
 
@@ -168,7 +170,7 @@ class Sweeper:
         found = list(past)
         for at in range(0, len(found), TOGETHER):
             some = {run_id: past[run_id] for run_id in found[at : at + TOGETHER]}
-            for run_id in self._log.end(self._database.read(partial(_orphaned, past=some))):
+            for run_id in self._log.end(self._database.read(partial(orphaned, past=some))):
                 logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
                 self._metrics.add(metrics.TAKEOVERS)
                 self._metrics.add(metrics.REPLIES_ENDED, "interrupted")
@@ -204,7 +206,7 @@ def _orphans() -> sa.Select[Any]:
     return sa.select(runs.c.id).where(runs.c.state == "running", ~sa.exists().where(owner))
 
 
-def _orphaned(c: Connection, past: dict[str, list[bytes]]) -> list[Orphan]:
+def orphaned(c: Connection, past: dict[str, list[bytes]]) -> list[Orphan]:
     """How those that are still running are to end. Puts their texts together, and so is not for the hub."""
     wanted = sa.select(runs, conversations.c.title).join(conversations, conversations.c.id == runs.c.conversation_id)
     orphans = []
@@ -216,32 +218,42 @@ def _orphaned(c: Connection, past: dict[str, list[bytes]]) -> list[Orphan]:
 
 
 def orphan_ending(row: Row[Any], frames: list[bytes]) -> tuple[Ending, list[bytes]]:
-    """:returns: what the store keeps of the run, and the frames that its log lacks."""
-    last: list[bytes] = []
-    seq = len(frames)
-    if not frames:
-        seq += 1
-        last.append(
-            sse.encode(
-                seq,
-                Start(
-                    run_id=row.id, conversation_id=row.conversation_id, message_id=row.message_id,
-                    user_message_id=row.user_message_id, model=row.model, title=row.title,
-                ),
-            )
-        )  # fmt: skip
+    """:returns: what the store keeps of the run, and the frames that its log lacks: none where it has the run's end,
+        which only the database has lost.
+    """
     said = Replay(frames)
-    event = Interrupted(WORKER_LOST)
-    last.append(sse.encode(seq + 1, event))
+    last: list[bytes] = []
+    event: Terminal
+    if said.terminal is not None:
+        event = msgspec.json.decode(said.terminal.data, type=_ends[said.terminal.event])
+    else:
+        seq = len(frames)
+        if not frames:
+            seq += 1
+            last.append(
+                sse.encode(
+                    seq,
+                    Start(
+                        run_id=row.id, conversation_id=row.conversation_id, message_id=row.message_id,
+                        user_message_id=row.user_message_id, model=row.model, title=row.title,
+                    ),
+                )
+            )  # fmt: skip
+        event = Interrupted(WORKER_LOST)
+        last.append(sse.encode(seq + 1, event))
+    usage = event.usage if isinstance(event, Done) else None
     ending = Ending(
         run_id=row.id,
         message_id=row.message_id,
         conversation_id=row.conversation_id,
-        state="interrupted",
+        state=event.event,  # type: ignore[arg-type]
         text=said.text,
         parts=encode_parts(said.reasoning, said.tools),
-        error=msgspec.json.encode(event),
-        last_seq=seq + 1,
+        finish_reason=event.finish_reason if isinstance(event, Done) else None,
+        usage=msgspec.json.encode(usage) if usage is not None else None,
+        tokens=usage.input_tokens + usage.output_tokens if usage is not None else None,
+        error=msgspec.json.encode(event) if isinstance(event, Error | Interrupted) else None,
+        last_seq=len(frames) + len(last),
         frames=b"".join([*frames, *last]),
     )
     return ending, last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import uuid
@@ -19,8 +20,9 @@ from flaskchat.limits import Visitor
 from flaskchat.providers.registry import Registry
 from flaskchat.runtime import Runtime
 from flaskchat.store.base import Begun, Command
-from flaskchat.store.schema import journal, run_events
+from flaskchat.store.schema import journal, messages, run_events
 from flaskchat.store.sql import Store
+from tests.backends import Backend
 from tests.server.client import deadline
 
 OWNER = "user:1"
@@ -31,7 +33,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def runtime(tmp_path: Path) -> Iterator[Runtime]:
+def runtime(tmp_path: Path, backend: Backend) -> Iterator[Runtime]:
     """A worker whose sweep the test makes round by round; its model says one word and waits for `told`."""
     told = threading.Event()
 
@@ -40,6 +42,8 @@ def runtime(tmp_path: Path) -> Iterator[Runtime]:
         told.wait(10)
 
     settings = Settings(model="waits", drain=0.0, titles=False)
+    if backend.redis is not None:
+        settings = dataclasses.replace(settings, redis_url=backend.redis.url, redis_prefix=backend.prefix)
     runtime = Runtime(settings, f"sqlite:///{tmp_path}/chat.sqlite3", Registry(settings, {"waits": model}))
     runtime.pump.start()
     yield runtime
@@ -100,7 +104,8 @@ def test_a_run_whose_start_died_is_ended_by_the_worker_that_lives(
     assert reader is not None
     ended(runtime, run_id)
     assert state(runtime, run_id) == "interrupted"
-    assert list(itertools.islice(reader, 2)) == [sse.HEARTBEAT], "who waited is sent away, and comes back"
+    told = sse.Decoder().feed(b"".join(itertools.islice(reader, 2)))
+    assert [frame.event for frame in told] == ["start", "interrupted"], "who waited is told"
     found = runtime.readers.follow(run_id, Visitor(OWNER), None)
     assert found is not None
     frames = sse.Decoder().feed(b"".join(found))
@@ -222,3 +227,37 @@ def test_a_reply_that_is_deleted_while_it_is_looked_for_is_not_found(
     with pytest.raises(NotFound):
         runtime.readers.follow(begun.run_id, Visitor(OWNER), cursor)
     assert len(runtime.readers) == 0
+
+
+LOST = (
+    "UPDATE flaskchat_runs SET state = 'running', last_seq = 0, ended_at = NULL WHERE id = :run",
+    "UPDATE flaskchat_messages SET text = '', status = 'running', finish_reason = NULL WHERE run_id = :run",
+    "DELETE FROM flaskchat_run_events WHERE run_id = :run",
+)
+"""As a database whose replica took over before it had heard of the end."""
+
+
+@pytest.mark.backends("sqlite", "sqlite+redis")
+def test_a_run_whose_end_the_database_has_lost_is_ended_once_more_as_the_log_has_it(runtime: Runtime) -> None:
+    other = runtime.runs.start(OWNER, command())[0].run_id
+    begun, live = runtime.runs.start(OWNER, command())
+    assert live is not None
+    for _ in deadline(5, "the first word"):
+        if live.last_seq == 2:
+            break
+    runtime.runs.stop(begun.run_id, OWNER)
+    frames = runtime.store.frames(begun.run_id)
+
+    def lose(c: sa.Connection) -> None:
+        for statement in LOST:
+            c.execute(sa.text(statement), {"run": begun.run_id})
+
+    runtime.database.write(lose)
+    ended(runtime, begun.run_id)
+    assert state(runtime, begun.run_id) == "stopped"
+    assert runtime.store.frames(begun.run_id) == frames
+    select = sa.select(messages.c.text, messages.c.status).where(messages.c.id == begun.message_id)
+    assert runtime.database.read(lambda c: c.execute(select).all()) == [("Hello", "stopped")]
+    assert runtime.pump.refresh()
+    assert state(runtime, other) == "running"
+    assert list(runtime.pump.feeds) == [other], "this worker was not taken for one that has lost its lease"

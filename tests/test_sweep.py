@@ -390,7 +390,7 @@ def test_orphans_that_another_has_ended_meanwhile_do_not_keep_the_others_from_th
     for one in begun:
         lost.append(one, "Hello")
     past = second.journal.past([one.run_id for one in begun])
-    orphans = second.database.read(lambda c: sweep._orphaned(c, past))
+    orphans = second.database.read(lambda c: sweep.orphaned(c, past))
     taken = orphans[1].ending.run_id
     assert first.journal.end(orphans[1:2]) == [taken]
     assert set(second.journal.end(orphans)) == {one.run_id for one in begun} - {taken}

@@ -260,7 +260,8 @@ class RedisLog:
         for orphan in orphans:
             if orphan.ending.run_id in ended:
                 key = self._keys.run(orphan.ending.run_id)
-                commands += [streams.append_last(key, orphan.last), streams.expire(key, streams.ENDED_SECONDS)]
+                commands += [streams.append_last(key, orphan.last)] if orphan.last.frames else []
+                commands += [streams.expire(key, streams.ENDED_SECONDS)]
         try:
             if commands:
                 self._errands.call(self._beside.ask, *commands)

@@ -96,7 +96,7 @@ class Rows:
     def announce(self, entry: Control) -> None:
         self._database.write(lambda c: self._insert(c, [entry]))
 
-    def _insert(self, c: Connection, entries: list[Entry]) -> None:
+    def _insert(self, c: Connection, entries: Sequence[Entry]) -> None:
         c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row(entries)))
         self._added(c)
 
@@ -110,8 +110,9 @@ class Rows:
     def end(self, orphans: Sequence[Orphan]) -> list[str]:
         def end(c: Connection) -> list[str]:
             ended = finish_orphans(self._database.executor(c), orphans)
-            if ended:
-                self._insert(c, [orphan.last for orphan in orphans if orphan.ending.run_id in ended])
+            lasts = [orphan.last for orphan in orphans if orphan.ending.run_id in ended and orphan.last.frames]
+            if lasts:
+                self._insert(c, lasts)
             return ended
 
         return self._database.write(end)
