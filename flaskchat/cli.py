@@ -63,7 +63,7 @@ def purge(days: float | None) -> None:
 
 @chat.group("db")
 def db() -> None:
-    """Upgrade the database, copy it into another, and check what it holds."""
+    """Upgrade the database, copy another into it, and check what it holds."""
 
 
 @contextlib.contextmanager
