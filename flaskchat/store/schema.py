@@ -1,7 +1,8 @@
 """The tables. All begin with `flaskchat_`, so that a host may keep them in its own database.
 
 Times are seconds since 1970 by the writing process's clock and are only shown, never compared: order comes from
-`position` and from journal ids, leases from counting (see runs.py). What an owner has used (usage.py) is the exception.
+`position` and from journal ids, leases from counting (see store/lease.py). What an owner has used (usage.py) is the
+exception.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ places = Table(
     Index("flaskchat_places_by_holder", "holder"),
 )
 
-# One row: the oldest migration whose code can work on these tables. Written by migrations alone.
+# One row per question that was deleted, for a day: the digest of its owner and client id; see store/forgotten.py.
 forgotten = Table(
     "flaskchat_forgotten",
     metadata,
@@ -170,4 +171,5 @@ forgotten = Table(
     Index("flaskchat_forgotten_by_time", "at"),
 )
 
+# One row: the oldest migration whose code can work on these tables. Written by migrations alone.
 compatible = Table("flaskchat_compatible", metadata, Column("oldest", String(32), nullable=False))
