@@ -180,9 +180,6 @@ class Models:
         self.sources[request.run_id] = Puts()
         return self.sources[request.run_id]
 
-    def models(self) -> list[str]:
-        return ["puts"]
-
 
 class CrashingLog:
     """The worker's log, which may take the process with it just before or just after an append is committed."""

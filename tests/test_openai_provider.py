@@ -107,8 +107,3 @@ def test_without_a_key_no_authorization_is_sent():
     source = OpenAIProvider(load({})).source(Request(model="m", turns=[Turn("user", "Hi")]))
     assert b"Authorization" not in source._endpoint.head(0)
     assert [message["role"] for message in msgspec.json.decode(source._body)["messages"]] == ["user"]
-
-
-def test_the_models_are_those_the_operator_named():
-    settings = load({"FLASKCHAT_MODEL": "openai:a", "FLASKCHAT_MODELS": "openai:b:7b, anthropic:c,openai:a ,parrot"})
-    assert OpenAIProvider(settings).models() == ["a", "b:7b"]

@@ -64,10 +64,11 @@ def test_a_model_id_that_cannot_be_is_refused_at_start(settings):
 
 
 def test_a_default_that_nobody_registered_is_refused_when_it_is_asked_for():
-    models = registry(model="parrot")
+    functions = {}
+    models = registry(functions, model="parrot")
     with pytest.raises(ConfigurationError, match=r"FLASKCHAT_MODEL='parrot'.*guide"):
         models.default()
-    models.register("parrot", parrot)
+    functions["parrot"] = parrot
     assert models.default().id == "parrot"
 
 
@@ -78,24 +79,15 @@ def test_a_key_that_no_header_can_carry_is_refused_at_start(key):
 
 
 @pytest.mark.parametrize("name", ["parrot", "my-model_2.0", "A"])
-def test_a_name_of_letters_digits_and_some_signs_can_be_registered(name):
-    models = registry()
-    models.register(name, parrot)
-    models.register(name, parrot)  # the same again: a module that is imported twice
-    assert models.default().id == name
+def test_a_name_of_letters_digits_and_some_signs_can_be_a_models(name):
+    Registry.check_name(name)
+    assert registry({name: parrot}).default().id == name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "a/b", "ä", "a\n", None, 4])
 def test_another_name_cannot(name):
     with pytest.raises(ConfigurationError, match="model name"):
-        registry().register(name, parrot)
-
-
-def test_a_name_is_given_once():
-    models = registry()
-    models.register("parrot", parrot)
-    with pytest.raises(ConfigurationError, match="registered already"):
-        models.register("parrot", lambda request: [])
+        Registry.check_name(name)
 
 
 def test_a_model_registered_after_the_start_is_found():

@@ -31,7 +31,6 @@ from .decoding import (
 )
 from .endpoint import Endpoint
 from .http import HTTPSource
-from .names import offered
 
 DEFAULT_MODEL = "claude-sonnet-5"
 VERSION = "2023-06-01"
@@ -228,7 +227,7 @@ def messages_of(request: Request) -> list[dict[str, str]]:
 
 
 class AnthropicProvider:
-    """:param settings: reads anthropic_base_url, anthropic_api_key, max_output_tokens, model, models and the timeouts.
+    """:param settings: reads anthropic_base_url, anthropic_api_key, max_output_tokens and the timeouts.
     :raises ConfigurationError: the address or the key cannot be used.
     """
 
@@ -261,6 +260,3 @@ class AnthropicProvider:
         if request.system_prompt:
             body["system"] = request.system_prompt
         return HTTPSource(self._endpoint, msgspec.json.encode(body), decoder_for)
-
-    def models(self) -> list[str]:
-        return offered(self._settings, self.name)

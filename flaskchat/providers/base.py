@@ -64,12 +64,9 @@ class Source(Protocol):
 
 
 class Provider(Protocol):
-    """An adapter to a model's API. One per worker, made after the fork."""
+    """An adapter to a model's API. One per application, made with it and perhaps before the fork: it opens nothing."""
 
     name: str
 
     def source(self, request: Request) -> Source:
         """A source for one attempt at one run. Does no I/O."""
-
-    def models(self) -> list[str]:
-        """Names of the models that can be picked, as configured; does no I/O."""

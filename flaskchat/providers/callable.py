@@ -137,6 +137,3 @@ class CallableProvider:
 
     def source(self, request: Request) -> GeneratorSource:
         return GeneratorSource(self._functions[request.model], request, self._context)
-
-    def models(self) -> list[str]:
-        return list(self._functions)

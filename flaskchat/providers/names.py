@@ -27,9 +27,3 @@ def configured(settings: Settings) -> list[str]:
     """The ids that the operator named, the default first, each once."""
     listed = [settings.model or "", *settings.models.split(",")]
     return list(dict.fromkeys(stripped for item in listed if (stripped := item.strip())))
-
-
-def offered(settings: Settings, provider: str) -> list[str]:
-    """The names that the operator listed for one provider."""
-    pairs = map(split, configured(settings))
-    return [name for owner, name in pairs if owner == provider]

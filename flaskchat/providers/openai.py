@@ -34,7 +34,6 @@ from .decoding import (
 )
 from .endpoint import Endpoint
 from .http import HTTPSource
-from .names import offered
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-5-mini"
@@ -243,7 +242,7 @@ def decoder_for(media_type: str) -> base.Decoder | None:
 
 
 class OpenAIProvider:
-    """:param settings: reads openai_base_url, openai_api_key, model, models and the timeouts.
+    """:param settings: reads openai_base_url, openai_api_key and the timeouts.
     :raises ConfigurationError: the address or the key cannot be used.
     """
 
@@ -254,7 +253,6 @@ class OpenAIProvider:
         headers = {}
         if settings.openai_api_key:
             headers["Authorization"] = f"Bearer {settings.openai_api_key.strip()}"
-        self._settings = settings
         self._endpoint = Endpoint(
             settings.openai_base_url,
             "/chat/completions",
@@ -278,6 +276,3 @@ class OpenAIProvider:
         if request.stream:
             body["stream_options"] = {"include_usage": True}
         return HTTPSource(self._endpoint, msgspec.json.encode(body), decoder_for)
-
-    def models(self) -> list[str]:
-        return offered(self._settings, self.name)

@@ -79,16 +79,6 @@ class Registry:
         if not isinstance(name, str) or not names.PYTHON_NAME.match(name):
             raise ConfigurationError(f"the model name {name!r}: expected letters, digits and . _ - only")
 
-    def register(self, name: str, function: Function) -> None:
-        """Make `function` the Python model `name`.
-
-        :raises ConfigurationError: no such name can be, or another function has it.
-        """
-        self.check_name(name)
-        if self._functions.get(name, function) is not function:
-            raise ConfigurationError(f"the model {name!r} is registered already")
-        self._functions[name] = function
-
     def default(self) -> Choice:
         """The model that answers where nobody picked one.
 
