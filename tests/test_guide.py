@@ -24,7 +24,10 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def ask(*texts: str, partial: str = "") -> str:
-    """The guide's reply to a conversation: question, answer, question ..."""
+    """The guide's reply to a conversation: question, answer, question ...
+
+    :param partial: what the reply says already, where it is continued.
+    """
     turns = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
     return "".join(guide(Request(model="guide", turns=turns, partial=partial)))
 
