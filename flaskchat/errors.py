@@ -18,9 +18,12 @@ for the operator's log.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import ClassVar, TypeVar
 
 from .models import Error
+
+Kind = TypeVar("Kind", bound="FlaskChatError")
 
 
 class FlaskChatError(Exception):
@@ -47,6 +50,8 @@ class RequestError(FlaskChatError):
     code = "bad_request"
     status = 400
     title: ClassVar[str] = "Bad request"
+    codes: ClassVar[tuple[str, ...]] = ()
+    """All that it is raised with, where that is not `code` alone."""
 
     def __init__(
         self,
@@ -132,6 +137,7 @@ class Invalid(RequestError):
     code = "invalid"
     status = 422
     title = "Invalid"
+    codes = ("invalid", "idempotency_conflict")
 
 
 class TooMany(RequestError):
@@ -141,6 +147,7 @@ class TooMany(RequestError):
     status = 429
     title = "Too many"
     retryable = True
+    codes = ("too_many_runs", "too_many_messages", "too_many_tokens", "too_many_streams", "too_many_connections")
 
 
 class Unavailable(RequestError):
@@ -148,12 +155,14 @@ class Unavailable(RequestError):
     status = 503
     title = "Not now"
     retryable = True
+    codes = ("full", "draining", "log_unavailable", "store_unavailable")
 
 
 class NotReady(Unavailable):
     """`wrong` says what is not: store, log, draining or full, each with a sentence."""
 
     code = "not_ready"
+    codes = ("not_ready",)
 
 
 class ModelError(FlaskChatError):
@@ -245,3 +254,25 @@ class ReplyTooLong(ModelError):
     code = "reply_too_long"
     message = "The reply reached the largest size that is kept."
     retryable = False
+
+
+def problem_codes() -> dict[int, list[str]]:
+    """Every code that a problem document of ours can have, by its status; for the API's description and the counts."""
+    found: dict[int, list[str]] = {}
+    for kind in _all(RequestError):
+        codes = found.setdefault(kind.status, [])
+        codes += [code for code in kind.codes or (kind.code,) if code not in codes]
+    return dict(sorted(found.items()))
+
+
+def model_codes() -> list[str]:
+    """Every code that an `error` event of ours can have. A Python model may raise a ModelError with one of its own."""
+    return [kind.code for kind in _all(ModelError)]
+
+
+def _all(kind: type[Kind]) -> Iterator[type[Kind]]:
+    """Those of this module: a host may have more."""
+    if kind.__module__ == __name__:
+        yield kind
+        for further in kind.__subclasses__():
+            yield from _all(further)

@@ -27,11 +27,10 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from . import tasks
-from .errors import ModelError
+from .errors import model_codes, problem_codes
 from .models import Done, Error, Terminal
 
 logger = logging.getLogger("flaskchat")
@@ -61,16 +60,7 @@ class Family:
         """Its first place in the file."""
 
 
-def _codes(kind: type[ModelError]) -> Iterator[str]:
-    yield kind.code
-    for further in kind.__subclasses__():
-        yield from _codes(further)
-
-
-REFUSALS = (
-    "too_many_runs", "too_many_messages", "too_many_tokens", "too_many_streams", "too_many_connections",
-    "full", "draining", "log_unavailable", "store_unavailable", "not_ready",
-)  # fmt: skip
+REFUSALS = tuple(code for status in (429, 503) for code in problem_codes()[status])
 
 REPLIES_RUNNING = Family("gauge", "replies_running", "Replies being written.")
 REPLIES_STARTED = Family("counter", "replies_started_total", "Replies that were begun.")
@@ -80,7 +70,7 @@ REPLIES_ENDED = Family(
 )  # fmt: skip
 REPLY_ERRORS = Family(
     "counter", "reply_errors_total", "Replies that ended with an error, by its code.",
-    label="code", values=tuple(_codes(ModelError)),
+    label="code", values=tuple(model_codes()),
 )  # fmt: skip
 FIRST_TOKEN = Family(
     "histogram", "reply_first_token_seconds", "From the start of a reply to the first that its model sent.",
