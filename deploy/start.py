@@ -5,8 +5,10 @@ The model is chosen here, once, and handed to the workers by the environment; so
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
+import shlex
 import socket
 import sys
 from pathlib import Path
@@ -23,6 +25,15 @@ from flaskchat.store.sqlite import sqlite_module  # noqa: E402
 
 def fail(words: str) -> None:
     raise SystemExit(f"flaskchat: {words}")
+
+
+def check_options(options: list[str]) -> None:
+    """Refuse what would have gunicorn listen elsewhere than is checked and said here."""
+    parser = argparse.ArgumentParser(add_help=False, prog="flaskchat")
+    parser.add_argument("-b", "--bind", action="append")
+    given, _ = parser.parse_known_args(options)
+    if given.bind:
+        fail(f"--bind {given.bind[0]}: expected HOST and PORT in its place: HOST=0.0.0.0 PORT=9000 ./deploy/run")
 
 
 def check_address(host: str, port: str) -> None:
@@ -60,6 +71,11 @@ def check_servers(state: State) -> None:
 
 def main() -> None:
     os.chdir(ROOT)  # as gunicorn.conf.py does: a relative path means the same here and in the workers
+    check_options(sys.argv[1:])
+    try:
+        check_options(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")))
+    except ValueError as error:
+        fail(f"GUNICORN_CMD_ARGS: {error}")
     host = os.environ.get("HOST") or "127.0.0.1"
     port = os.environ.get("PORT") or "8000"
     if os.environ.get("LISTEN_FDS"):

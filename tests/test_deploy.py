@@ -142,11 +142,14 @@ def test_a_python_without_venv_is_told_how_to_get_it(tmp_path: Path) -> None:
 # the launcher
 
 
-def start(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run deploy/start.py with gunicorn only checking its configuration."""
+def start(tmp_path: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run deploy/start.py with gunicorn only checking its configuration.
+
+    :param options: further ones of gunicorn's.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return subprocess.run(
-        [sys.executable, str(DEPLOY / "start.py"), "--check-config"],
+        [sys.executable, str(DEPLOY / "start.py"), "--check-config", *options],
         env={**kept, "FLASKCHAT_DATA": str(tmp_path / "data"), **environ},
         capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
     )  # fmt: skip
@@ -194,6 +197,33 @@ def test_a_wrong_setting_is_told_before_gunicorn_starts(tmp_path: Path, environ:
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"),
+    [
+        (["-b", "0.0.0.0:9000"], {}),
+        (["-b0.0.0.0:9000"], {}),
+        (["-w", "4", "--bind=0.0.0.0:9000", "--access-logfile", "-"], {}),
+        ([], {"GUNICORN_CMD_ARGS": "--access-logfile - --bind '0.0.0.0:9000'"}),
+    ],
+)
+def test_another_way_to_say_where_is_refused_before_it_is_said_wrongly(
+    tmp_path: Path, options: list[str], environ: dict[str, str]
+) -> None:
+    done = start(tmp_path, *options, PORT=free_port(), FLASKCHAT_MODEL="guide", **environ)
+    assert done.returncode == 1
+    assert "--bind 0.0.0.0:9000: expected HOST and PORT" in done.stderr
+    assert "listens" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_other_options_of_gunicorn_s_are_handed_on(tmp_path: Path) -> None:
+    options = ["--backlog", "64", "-k", "gevent", "--access-logfile", "-"]
+    done = start(tmp_path, *options, PORT=free_port(), FLASKCHAT_MODEL="guide")
+    assert done.returncode == 0, done.stderr
+    done = start(tmp_path, "--nonsense", PORT=free_port(), FLASKCHAT_MODEL="guide")
+    assert "unrecognized arguments: --nonsense" in done.stderr
 
 
 @pytest.mark.parametrize(
