@@ -7,7 +7,7 @@ if sys.platform == "win32":
 
 from .errors import ConfigurationError, FlaskChatError, ModelError, RequestError
 from .extension import FlaskChat
-from .models import Request, Turn
+from .models import Request, Turn, Usage
 from .signals import run_ended, run_started
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Turn",
+    "Usage",
     "run_ended",
     "run_started",
 ]

@@ -106,7 +106,11 @@ class Turn(msgspec.Struct):
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """What a model is asked. A Python model gets it as its one argument."""
+    """What a model is asked. A Python model gets it as its one argument.
+
+    Where a reply goes on that was stopped or interrupted, `partial` is what it says already: that stays, and what the
+    model yields comes after it.
+    """
 
     model: str
     """The model's own name, without the provider: `gpt-5-mini`."""

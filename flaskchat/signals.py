@@ -19,4 +19,5 @@ run_started = _signals.signal("flaskchat-run-started")
 
 run_ended = _signals.signal("flaskchat-run-ended")
 """A run of this worker ended and is in the store. Sent with `run_id`, `conversation_id`, `owner`, `model`, `state` and
-`usage` (None where the model did not say)."""
+`usage` (None unless it is done and its model has counted). Not sent for the runs of a worker that is killed, or held up
+for so long that others take it for gone: those are ended elsewhere, without a signal."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from typing import get_args
 
 import pytest
 
+from flaskchat import errors, models
 from tests.test_deploy import DEPLOY, ROOT, load
 
 
@@ -50,6 +52,37 @@ def test_python_in_the_documentation_is_python() -> None:
     for path in (ROOT / "README.md", DEPLOY / "README.md"):
         for code in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S):
             compile(code, str(path), "exec")
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The table of a section of README.md, cell by cell, without its head."""
+    _, _, text = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n### {heading}\n")
+    lines = re.findall(r"^\|(.*)\|$", text.partition("\n#")[0], re.M)
+    return [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
+
+
+def named(cell: str) -> list[str]:
+    return re.findall(r"`(\w+)`", cell)
+
+
+def test_every_event_is_documented_with_all_its_fields_and_no_other() -> None:
+    found = rows("The events of a stream")
+    kinds = [*get_args(models.Event), models.Reset]
+    assert [(named(name), named(data)) for name, data, _ in found] == [
+        ([kind.event], list(kind.__struct_fields__)) for kind in kinds
+    ]
+    (done,) = (words for name, _, words in found if named(name) == ["done"])
+    assert set(named(done)) >= set(models.Usage.__struct_fields__)
+    ends = {named(name)[0] for name, _, words in found if words.startswith("the end")}
+    assert ends == models.TERMINAL_EVENTS
+
+
+def test_every_code_of_an_error_is_documented_with_its_status_and_no_other() -> None:
+    found = rows("The codes of errors")
+    said = [(int(status), named(codes)) for status, codes, _ in found if status.isdecimal()]
+    other = {405: ["method_not_allowed"], 500: [errors.FlaskChatError.code]}  # of Flask, and of what nobody expects
+    assert said == sorted((errors.problem_codes() | other).items())
+    assert [named(codes) for status, codes, _ in found if not status.isdecimal()] == [errors.model_codes()]
 
 
 def test_the_changes_begin_with_the_version_of_the_package() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import stat
 import time
 import uuid
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import redirect, session
+from flask import redirect, request, session, url_for
 from itsdangerous import URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 
 from flaskchat import ConfigurationError, FlaskChat
 from flaskchat.security import COOKIE, COOKIE_AGE, COOKIE_FRESH, KEY_FILE, _kept_key
 from flaskchat.testing import ChatClient
+from tests.conftest import ROOT
 from tests.hosts import bare, host, parrot, send, visible
 
 
@@ -321,3 +323,23 @@ def test_the_callable_may_refuse_in_its_own_words(tmp_path: Path) -> None:
 
     response = host(tmp_path, identity=to_login).test_client().get("/chat/")
     assert (response.status_code, response.location) == (302, "/login")
+
+
+def test_the_page_leads_to_the_hosts_sign_in_with_the_lines_that_the_documentation_gives(tmp_path: Path) -> None:
+    app = bare(tmp_path)
+    app.add_url_rule("/sign-in", "sign_in", lambda: "who are you?")
+    FlaskChat(app, identity=lambda: session.get("user_id"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"^```python\n(@app\.before_request\n.*?)^```", text, re.M | re.S)
+    assert lines is not None
+    exec(lines[1], {"app": app, "redirect": redirect, "request": request, "session": session, "url_for": url_for})
+    client = app.test_client()
+    for path in ("/chat/", "/chat/c/c_1"):
+        page = client.get(path)
+        assert page.status_code == 302
+        assert page.location.startswith("/sign-in?next=")
+    assert client.get("/chat/models").status_code == 401, "a program is told so"
+    with client.session_transaction() as signed_in:
+        signed_in["user_id"] = "ada"
+    for path in ("/chat/", "/chat/c/c_1", "/chat/models"):
+        assert client.get(path).status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -105,6 +106,30 @@ def test_the_migrations_make_what_the_schema_says(tmp_path: Path, opened: Callab
         )
         assert "WHERE state = 'running'" in indexes["flaskchat_runs_running"]
         assert connection.execute(sa.text("PRAGMA foreign_key_check")).all() == []
+
+
+def test_a_hosts_autogenerate_keeps_its_hands_off_our_tables(
+    tmp_path: Path, opened: Callable[[Path], Database]
+) -> None:
+    """With the function that README gives, where both share a database."""
+    code = re.search(r"^def include_name\(.*?\n\n", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert code is not None
+    found: dict[str, Any] = {}
+    exec(code[0], found)
+    theirs = sa.MetaData()
+    sa.Table("shop_orders", theirs, sa.Column("id", sa.Integer, primary_key=True))
+    database = opened(tmp_path / "shop.sqlite3")
+    migrate.upgrade(database)
+    with database.connect(write=True) as connection, connection.begin():
+        connection.execute(sa.text("CREATE TABLE shop_orders (id INTEGER NOT NULL PRIMARY KEY)"))
+        connection.execute(sa.text("CREATE TABLE shop_gone (id INTEGER NOT NULL PRIMARY KEY)"))
+    with database.connect(write=False) as connection:
+        names = set(sa.inspect(connection).get_table_names())
+        context = MigrationContext.configure(connection, opts={"include_name": found["include_name"]})
+        (change,) = compare_metadata(context, theirs)
+    assert (change[0], change[1].name) == ("remove_table", "shop_gone"), "its own are still looked at"
+    assert {name for name in names if not name.startswith("flaskchat_")} == {"shop_orders", "shop_gone"}
+    assert names >= {*metadata.tables, VERSION_TABLE}
 
 
 def test_the_head_named_in_the_schema_is_the_newest_script() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flask import Flask, current_app
 
 from flaskchat import FlaskChat, Request, run_ended, run_started
 from flaskchat.testing import ChatClient
+from tests.conftest import ROOT
 from tests.hosts import Gate, bare, host, send
 from tests.server.client import deadline
 
@@ -42,6 +44,17 @@ def test_a_run_is_told_when_it_begins_and_when_it_has_ended(tmp_path: Path, told
     assert told[0][2] == common
     assert told[1][2] == {**common, "state": "done", "usage": None}
     assert all(sender is app for _, sender, _ in told)
+
+
+def test_the_documentation_names_all_that_is_sent(tmp_path: Path, told: Told) -> None:
+    with ChatClient(host(tmp_path)) as chat:
+        chat.ask("hello")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begun, ended = re.findall(r"^Both are sent with (.*?); *\n?`run_ended` also with (.*?)\. ", text, re.M | re.S)[0]
+    for name in told[0][2]:
+        assert f"`{name}`" in begun
+    for name in told[1][2].keys() - told[0][2].keys():
+        assert f"`{name}`" in ended
 
 
 def test_what_has_ended_is_in_the_store_when_it_is_told(tmp_path: Path) -> None:
