@@ -27,14 +27,14 @@ ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 ID_REASON = "expected 1 to 128 of A-Z, a-z, 0-9 and . _ : -"
 
 
-class Message(msgspec.Struct):
+class Question(msgspec.Struct):
     id: str
     text: str
 
 
 class Body(msgspec.Struct, omit_defaults=True):
     action: Literal["send", "regenerate", "continue"] = "send"
-    message: Message | None = None
+    message: Question | None = None
     conversation_id: str | None = None
     parent_id: str | UnsetType | None = UNSET
     message_id: str | None = None

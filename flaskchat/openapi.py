@@ -1,16 +1,19 @@
 """The HTTP API as an OpenAPI 3.1 document: what `flask chat openapi` prints. Pure; a test holds it against the routes.
 
-Bodies are described by the structs that decode them, so that they cannot differ from what is taken.
+Bodies are described by the structs that decode them, and events by those that are encoded, so that they cannot differ
+from what is taken and sent; codes of errors are those that the errors name.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from .chat import Body
 from .config import Settings
+from .errors import model_codes, problem_codes
+from .models import Event, Reset, Role, RunState
 from .store.change import Change
 
 PROBLEMS = {
@@ -26,13 +29,16 @@ PROBLEMS = {
     429: "Over a limit; `Retry-After` says when trying again may help.",
     503: "Not now: full, leaving, or without its database; `Retry-After` says when trying again may help.",
 }
+CODES = problem_codes()
 WRITES = (400, 401, 403, 408, 413, 415, 422)
 READS = (400, 401, 403, 503)
 
 TEXT = {"type": "string"}
 MAYBE_TEXT = {"type": ["string", "null"]}
 ID = {"type": "string", "pattern": r"^[A-Za-z0-9._:-]{1,128}$"}
-STATUS = {"enum": ["running", "done", "error", "stopped", "interrupted"]}
+STATUS = {"enum": [*get_args(RunState)]}
+SEQ = {"type": "string", "pattern": "^[1-9][0-9]*$"}
+EVENTS = (*get_args(Event), Reset)
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -49,8 +55,15 @@ def _ref(name: str) -> dict[str, str]:
 
 SCHEMAS: dict[str, Any] = {
     "Problem": {
-        **_object(type=TEXT, title=TEXT, status={"type": "integer"}, detail=TEXT, code=TEXT),
-        "description": "RFC 9457, with a stable `code`.",
+        "description": "RFC 9457, with a stable `code`. What a host refuses by itself has HTTP's own name as its code.",
+        "type": "object",
+        "properties": {
+            "type": TEXT, "title": TEXT, "status": {"type": "integer"}, "detail": TEXT,
+            "code": TEXT | {"examples": [code for codes in CODES.values() for code in codes]},
+            "errors": _list(_object(field=TEXT, reason=TEXT)), "run_id": TEXT,
+            "retry_after": {"type": "number", "description": "Seconds."},
+        },
+        "required": ["type", "title", "status", "detail", "code"],
     },
     "ConversationItem": _object(
         id=TEXT, title=TEXT, model=MAYBE_TEXT, updated_at={"type": "string", "format": "date-time"},
@@ -58,16 +71,19 @@ SCHEMAS: dict[str, Any] = {
     ),
     "Conversations": _object(items=_list(_ref("ConversationItem")), next_cursor=MAYBE_TEXT),
     "Message": _object(
-        id=TEXT, parent_id=MAYBE_TEXT, role={"enum": ["user", "assistant"]}, text=TEXT, parts=_list({"type": "object"}),
-        model=MAYBE_TEXT, status=STATUS, run_id=MAYBE_TEXT, usage={"type": ["object", "null"]},
-        error={"type": ["object", "null"]}, created_at={"type": "string", "format": "date-time"},
+        id=TEXT, parent_id=MAYBE_TEXT, role={"enum": [*get_args(Role)]}, text=TEXT, parts=_list({"type": "object"}),
+        model=MAYBE_TEXT, status=STATUS, run_id=MAYBE_TEXT, finish_reason=MAYBE_TEXT,
+        usage={"anyOf": [_ref("Usage"), {"type": "null"}]}, error={"type": ["object", "null"]},
+        created_at={"type": "string", "format": "date-time"},
     ),
     "Conversation": _object(
         id=TEXT, title=TEXT, model=MAYBE_TEXT, system_prompt=MAYBE_TEXT, current_leaf_id=MAYBE_TEXT,
         messages=_list(_ref("Message")), running=_list(_object(run_id=TEXT, message_id=TEXT)),
     ),
-    "Models": _object(items=_list(_object(id=TEXT, label=TEXT, default={"type": "boolean"}))),
-    "Stopped": _object(run_id=TEXT, state=STATUS, upstream_closed_ms={"type": ["number", "null"]}),
+    "Models": _object(
+        items=_list(_object(id=TEXT, label=TEXT, default={"type": "boolean"}, capabilities=_list(TEXT)))
+    ),
+    "Run": _object(run_id=TEXT, state=STATUS, upstream_closed_ms={"type": ["number", "null"]}),
     "Health": _object(status={"const": "ok"}),
     "Ready": _object(status={"const": "ready"}),
 }  # fmt: skip
@@ -79,16 +95,39 @@ def _answer(description: str, media_type: str, schema: dict[str, Any]) -> dict[s
 
 def _problems(*statuses: int) -> dict[str, Any]:
     return {
-        str(status): _answer(PROBLEMS[status], "application/problem+json", _ref("Problem"))
+        str(status): _answer(_in_words(status), "application/problem+json", _ref("Problem"))
         for status in sorted(set(statuses))
     }
+
+
+def _in_words(status: int) -> str:
+    return f"{PROBLEMS[status]} `code`: {', '.join(f'`{code}`' for code in CODES[status])}."
 
 
 def _json(name: str) -> dict[str, Any]:
     return {"200": _answer(name, "application/json", _ref(name))}
 
 
-STREAM = {"200": _answer("Server-sent events: the run's log from the cursor on, then live.", "text/event-stream", {})}
+def _event(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """One kind of event by the fields of its frame. OpenAPI before 3.2 has no word for the items of a stream: by custom
+    the schema is that of each of them, and tools take it so.
+    """
+    seq: dict[str, Any] = {} if name == Reset.event else {"id": SEQ}
+    json = TEXT | {"contentMediaType": "application/json", "contentSchema": data}
+    found = _object(**seq, event={"const": name}, data=json)
+    found["properties"]["retry"] = {"type": "integer", "description": "Milliseconds; of the first event that is sent."}
+    return found
+
+
+STREAM = {
+    "200": _answer(
+        "Server-sent events: the run's log from the cursor on, then live. The schema is that of each event. In silence "
+        "come comments, `: hb`. What ends without `done`, `error`, `stopped` or `interrupted` was cut: follow the run "
+        "from the last `id` on.",
+        "text/event-stream", _ref("Event"),
+    )
+}  # fmt: skip
+DEMO = {"200": _answer("Server-sent events without a name.", "text/event-stream", _object(id=SEQ, data=TEXT))}
 EMPTY = {"204": {"description": "Done; nothing to say."}}
 
 
@@ -124,7 +163,7 @@ def _paths(body: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         "/runs/{run_id}/stop": {
             "post": {
                 "operationId": "stop", "summary": "Stop a reply; what was written is kept.", "parameters": [run],
-                "responses": _json("Stopped") | _problems(*READS, 404),
+                "responses": _json("Run") | _problems(*READS, 404),
             },
         },
         "/conversations": {
@@ -177,7 +216,7 @@ def _paths(body: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         "/sse": {
             "get": {
                 "operationId": "sse", "summary": "Ten messages, one a second: to check a proxy.",
-                "parameters": [cursor], "responses": STREAM | EMPTY | _problems(400, 403, 429, 503),
+                "parameters": [cursor], "responses": DEMO | EMPTY | _problems(400, 403, 429, 503),
             },
         },
         "/healthz": {
@@ -205,9 +244,11 @@ def _paths(body: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 def document(settings: Settings, version: str) -> dict[str, Any]:
     """The whole document, for JSON."""
-    (body, change), of_structs = msgspec.json.schema_components(
-        [Body, Change], ref_template="#/components/schemas/{name}"
+    (body, change, *events), of_structs = msgspec.json.schema_components(
+        [Body, Change, *EVENTS], ref_template="#/components/schemas/{name}"
     )
+    of_structs["Error"]["properties"]["code"]["examples"] = model_codes()
+    event = {"oneOf": [_event(kind.event, data) for kind, data in zip(EVENTS, events, strict=True)]}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -216,5 +257,5 @@ def document(settings: Settings, version: str) -> dict[str, Any]:
         },
         "servers": [{"url": settings.url_prefix or "/"}],
         "paths": _paths(body, change),
-        "components": {"schemas": SCHEMAS | of_structs},
+        "components": {"schemas": {**SCHEMAS, "Event": event, **of_structs}},
     }  # fmt: skip

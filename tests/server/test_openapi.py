@@ -14,11 +14,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from flask import Flask
 
+from flaskchat import openapi
+from flaskchat.errors import model_codes, problem_codes
+from flaskchat.models import Event, Reset
 from flaskchat.testing import ChatClient
 from tests.conftest import Server
 from tests.hosts import host
@@ -63,6 +66,45 @@ def test_every_answer_of_the_document_has_its_words_and_every_reference_leads_so
         for operation in methods.values():
             assert operation["summary"]
             assert all(answer["description"] for answer in operation["responses"].values())
+
+
+def test_no_schema_of_the_document_hides_another_of_its_name(tmp_path: Path) -> None:
+    schemas = document(host(tmp_path))["components"]["schemas"]
+    for name, schema in openapi.SCHEMAS.items():
+        assert schemas[name] == schema, name
+
+
+def test_the_document_describes_every_event_as_it_is_sent(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    described = document(app)
+    schemas = described["components"]["schemas"]
+    fields = {}
+    for one in schemas["Event"]["oneOf"]:
+        name = one["properties"]["data"]["contentSchema"]["$ref"].rpartition("/")[2]
+        fields[one["properties"]["event"]["const"]] = list(schemas[name]["properties"])
+        assert ("id" in one["required"]) == (name != "Reset")
+    assert fields == {kind.event: list(kind.__struct_fields__) for kind in (*get_args(Event), Reset)}
+    with ChatClient(app) as chat:
+        events = chat.ask("hello you").events
+    assert {event.name for event in events} == {"start", "delta", "done"}
+    for event in events:
+        assert list(event.data) == fields[event.name]
+    for path, method in (("/conversation", "post"), ("/runs/{run_id}/events", "get")):
+        stream = described["paths"][path][method]["responses"]["200"]["content"]["text/event-stream"]
+        assert stream == {"schema": {"$ref": "#/components/schemas/Event"}}
+
+
+def test_the_document_names_every_code_of_an_error_with_its_status(tmp_path: Path) -> None:
+    described = document(host(tmp_path))
+    schemas = described["components"]["schemas"]
+    codes = problem_codes()
+    assert schemas["Problem"]["properties"]["code"]["examples"] == [code for some in codes.values() for code in some]
+    assert schemas["Error"]["properties"]["code"]["examples"] == model_codes()
+    for methods in described["paths"].values():
+        for operation in methods.values():
+            for status in operation["responses"].keys() - {"200", "204"}:
+                words = operation["responses"][status]["description"]
+                assert re.findall(r"`([a-z_]+)`", words.partition("`code`:")[2]) == codes[int(status)]
 
 
 def described_for(server: Server, tmp_path: Path, ids: dict[str, list[str]]) -> Path:
@@ -121,4 +163,7 @@ def test_the_client_and_the_document_agree_on_a_reply(tmp_path: Path) -> None:
         reply = chat.ask("hello")
         message = document(app)["components"]["schemas"]["Message"]
         for found in chat.conversation(reply.conversation_id)["messages"]:
-            assert set(found) >= set(message["required"])
+            assert set(found) == set(message["required"])
+        model = document(app)["components"]["schemas"]["Models"]["properties"]["items"]["items"]
+        for found in chat.client.get("/chat/models").json["items"]:
+            assert set(found) == set(model["required"])
