@@ -105,7 +105,7 @@ class Runs:
         """Carry a command out: one generation per client id, however often it is repeated.
 
         :returns: the run, and its events where this call began it.
-        :raises RequestError: see API.md; always before any call to a model.
+        :raises RequestError: with a code of README.md (*The codes of errors*); always before any call to a model.
         """
         if self._readers.leaving or self._full():
             known = self._store.known(owner, command)

@@ -55,7 +55,7 @@ class Store:
         :param holding: this worker's lease; the run belongs to it.
         :param pick: which model answers, given the one the conversation had.
         :raises Fenced: the lease has been taken over; take a new one and call again.
-        :raises NotFound, Conflict, Invalid, TooMany: see API.md.
+        :raises NotFound, Conflict, Invalid, TooMany: when, README.md says (*The codes of errors*).
         """
         while True:
             try:
