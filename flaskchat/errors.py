@@ -155,7 +155,7 @@ class Unavailable(RequestError):
     status = 503
     title = "Not now"
     retryable = True
-    codes = ("full", "draining", "log_unavailable", "store_unavailable")
+    codes: ClassVar[tuple[str, ...]] = ("full", "draining", "log_unavailable", "store_unavailable")
 
 
 class NotReady(Unavailable):
