@@ -6,12 +6,13 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click
 import msgspec
 from flask.cli import AppGroup
 
-from . import audit, forget, openapi, transfer
+from . import audit, backup, forget, openapi, transfer
 from .config import SETTINGS
 from .errors import FlaskChatError
 from .state import current_state
@@ -63,7 +64,7 @@ def purge(days: float | None) -> None:
 
 @chat.group("db")
 def db() -> None:
-    """Upgrade the database, copy another into it, and check what it holds."""
+    """Back the database up, upgrade it, copy another into it, and check what it holds."""
 
 
 @contextlib.contextmanager
@@ -121,6 +122,23 @@ def db_upgrade() -> None:
         raise click.ClickException(str(error)) from None
     moved = "nothing to do" if before == after else f"from {before or 'an empty database'}"
     click.echo(f"{database.name} is at revision {after}: {moved}.")
+
+
+@db.command("backup")
+@click.argument("path", type=click.Path(path_type=Path))
+def db_backup(path: Path) -> None:
+    """Copy the SQLite database as it is at this moment into a new file at PATH. The server may run meanwhile.
+
+    The copy is the whole database by itself, has been checked, and is there only if this command says so. Nothing is
+    ever replaced; what a command that was killed leaves at PATH's side ends in `.unfinished`, and may be deleted.
+    """
+    try:
+        source, size = backup.make(current_state().database_url, path)
+    except FlaskChatError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted: no backup was made") from None
+    click.echo(f"{path} holds all that was in {source}: {size / 1e6:.1f} MB, checked.")
 
 
 @db.command("copy")

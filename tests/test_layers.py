@@ -19,7 +19,7 @@ ROOMS = (
     # who may do what, and the use cases
     "security", "chat", "export",
     # an operator's commands
-    "transfer", "audit",
+    "transfer", "audit", "backup",
     # the life of a run, in one worker
     "runtime", "forget", "runs", "titles", "rechecks", "readers", "reader", "bodies", "limits", "sweep",
     # the tick
