@@ -151,7 +151,7 @@ def test_what_only_the_write_ahead_log_holds_is_in_it(target: Path, tmp_path: Pa
     path = tmp_path / "chat.sqlite3"
     with rooms_at(f"sqlite:///{path}") as rooms:
         fill(rooms, 3)
-        assert path.stat().st_size < path.with_name("chat.sqlite3-wal").stat().st_size
+        assert path.with_name("chat.sqlite3-wal").stat().st_size > 0
         backup.make(f"sqlite:///{path}", target)
     assert wrong_in(target) == []
     with rooms_at(f"sqlite:///{target}") as rooms:
@@ -206,7 +206,7 @@ def test_a_backup_that_is_killed_leaves_nothing_that_looks_like_one(file: Path, 
     print("it takes", writes, "writes")
     assert writes > 20
     target.unlink()
-    for number in (1, 2, writes // 2, writes - 5):
+    for number in (1, 2, writes // 2, writes * 3 // 4):
         mortal.die_at(number, half=True)
         code, told, _ = run(tmp_path, file, target, **mortal.settings)
         assert (code, told) == (-signal.SIGKILL, "")
