@@ -13,7 +13,7 @@ from flask import session
 from flaskchat import FlaskChat
 from flaskchat.testing import ChatClient
 from tests.conftest import ROOT
-from tests.hosts import bare, host, parrot
+from tests.hosts import Gate, bare, host, parrot
 
 
 def test_a_reply_has_its_text_its_events_and_how_it_ended(tmp_path: Path) -> None:
@@ -37,6 +37,57 @@ def test_a_run_is_followed_from_any_cursor_and_is_over_at_its_end(tmp_path: Path
         assert chat.follow(reply.run_id, after=reply.events[-1].seq) == []
 
 
+def test_a_reply_is_left_stopped_and_continued(tmp_path: Path) -> None:
+    app, gate = bare(tmp_path), Gate()
+    FlaskChat(app).model("gate")(gate)
+    with ChatClient(app) as chat:
+        left = chat.ask("x", leave_after=2)
+        assert (left.text, left.state, len(left.events)) == ("Well ", "running", 2)
+        stopped = chat.stop(left.run_id)
+        assert (stopped.text, stopped.state) == ("Well ", "stopped")
+        assert stopped.events[:2] == left.events
+        assert stopped[:3] == left[:3], "the same ids"
+        assert chat.stop(left.run_id) == stopped
+        gate.opened.set()
+        went_on = chat.continue_(left.message_id)
+        assert (went_on.text, went_on.state) == ("Well then.", "done")
+        assert (went_on.message_id, went_on.conversation_id) == (left.message_id, left.conversation_id)
+        assert went_on.run_id != left.run_id
+        _, reply = chat.conversation(left.conversation_id)["messages"]
+        assert (reply["id"], reply["status"]) == (left.message_id, "done")
+        assert reply["text"] == stopped.text + went_on.text
+        assert chat.stop(went_on.run_id) == went_on, "stopping what has ended changes nothing"
+
+
+def test_whoever_has_left_may_follow_what_goes_on(tmp_path: Path) -> None:
+    app, gate = bare(tmp_path), Gate()
+    FlaskChat(app).model("gate")(gate)
+    with ChatClient(app) as chat:
+        left = chat.ask("x", leave_after=1)
+        assert [event.name for event in left.events] == ["start"]
+        gate.opened.set()
+        rest = chat.follow(left.run_id, after=1)
+        assert [event.seq for event in rest] == list(range(2, len(rest) + 2))
+        assert rest[-1].name == "done"
+
+
+def test_a_regenerated_reply_is_another_beside_the_first(tmp_path: Path) -> None:
+    app = bare(tmp_path)
+    chat_of_app = FlaskChat(app)
+    chat_of_app.model("parrot")(parrot)
+    chat_of_app.model("loud")(lambda request: [request.text.upper()])
+    with ChatClient(app) as chat:
+        reply = chat.ask("one")
+        again = chat.regenerate(reply.message_id)
+        assert (again.text, again.state) == ("one ", "done")
+        assert again.conversation_id == reply.conversation_id
+        loud = chat.regenerate(reply.message_id, model="loud")
+        assert loud.text == "ONE"
+        assert len({reply.message_id, again.message_id, loud.message_id}) == 3
+        texts = [message["text"] for message in chat.conversation(reply.conversation_id)["messages"]]
+        assert texts == ["one", "one ", "one ", "ONE"]
+
+
 def test_a_model_that_fails_is_a_reply_that_says_so(tmp_path: Path) -> None:
     def broken(request: object) -> list[str]:
         raise ValueError("inner")
@@ -56,6 +107,12 @@ def test_a_refusal_is_an_assertion_with_the_servers_words(tmp_path: Path) -> Non
             chat.follow("run_unknown")
         with pytest.raises(AssertionError, match="404 NOT FOUND"):
             chat.conversation("c_unknown")
+        with pytest.raises(AssertionError, match="404 NOT FOUND"):
+            chat.stop("run_unknown")
+        with pytest.raises(AssertionError, match="404 NOT FOUND"):
+            chat.regenerate("m_unknown")
+        with pytest.raises(AssertionError, match="422 "):
+            chat.continue_(chat.ask("x").message_id)  # it is done
 
 
 def test_each_client_is_a_visitor_of_its_own_and_one_may_be_given(tmp_path: Path) -> None:
