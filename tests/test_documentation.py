@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -83,6 +86,32 @@ def test_every_code_of_an_error_is_documented_with_its_status_and_no_other() -> 
     other = {405: ["method_not_allowed"], 500: [errors.FlaskChatError.code]}  # of Flask, and of what nobody expects
     assert said == sorted((errors.problem_codes() | other).items())
     assert [named(codes) for status, codes, _ in found if not status.isdecimal()] == [errors.model_codes()]
+
+
+def test_the_example_of_a_project_s_own_tests_runs_as_it_is_shown(tmp_path: Path) -> None:
+    """In a project whose settings name a model that costs money, a database in use, and a limit that is used up."""
+    chapter = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Test your own chat\n")[2]
+    files = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", chapter.partition("\n### ")[0], re.M | re.S)
+    assert [name for name, _ in files] == ["yourapp.py", "test_yourapp.py"]
+    for name, code in files:
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    (tmp_path / "settings.py").write_text(
+        f"FLASKCHAT_DATABASE_URL = 'sqlite:///{tmp_path}/mine.sqlite3'\n"
+        "FLASKCHAT_MODEL = 'openai:gpt-5'\n"
+        "FLASKCHAT_OPENAI_API_KEY = 'sk-mine'\n"
+        "FLASKCHAT_OPENAI_BASE_URL = 'http://127.0.0.1:9/v1'\n"
+        "FLASKCHAT_MESSAGES_PER_MINUTE = 1\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error",
+         "--rootdir", str(tmp_path), "--basetemp", str(tmp_path / "temporary"), str(tmp_path / "test_yourapp.py")],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["settings.py", "temporary", "test_yourapp.py", "yourapp.py"], "it wrote elsewhere"
 
 
 def test_the_changes_begin_with_the_version_of_the_package() -> None:
