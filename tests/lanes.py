@@ -25,8 +25,8 @@ COMPUTING = (
     "test_database_faults", "test_races", "test_broken_models", "test_kill", "test_queue", "test_markdown",
     "test_deploy", "test_conversation", "test_openapi", "test_sidebar", "test_watch", "test_shell", "test_host",
     "test_frontend_unit", "test_log_machine", "test_sweep", "test_backup", "test_slow_attacks", "test_outlet",
-    "test_streaming", "test_limits", "test_writes", "test_faults", "test_wal", "test_postgres", "test_hardening_requests",
-    "test_transfer", "test_http_source", "test_store", "test_types", "test_wire",
+    "test_streaming", "test_limits", "test_writes", "test_faults", "test_wal", "test_postgres",
+    "test_hardening_requests", "test_transfer", "test_http_source", "test_store", "test_types", "test_wire",
 )  # fmt: skip
 """The others that take long, the longest first: one begun last would be waited for alone."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -241,6 +242,26 @@ def test_a_disk_without_space_is_told_of_and_nothing_is_left(file: Path, target:
         code, told, errors = run(tmp_path, file, target, **disk.settings)
     assert (code, told) == (1, "")
     assert errors == f"Error: no space is left for {str(target)!r}: nothing of it was kept\n"
+    assert names(target.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "words"),
+    [
+        ("tempfile.mkstemp", errno.EACCES, "cannot be written: Permission denied"),
+        ("os.fsync", errno.ENOSPC, "no space is left for "),  # some file systems say so no earlier
+        ("os.fsync", errno.EIO, "cannot be written: Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_told_of_and_nothing_is_left(
+    file: Path, target: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, words: str
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(where, refuse)
+    with pytest.raises(backup.BackupRefused, match=words):
+        backup.make(f"sqlite:///{file}", target)
     assert names(target.parent) == []
 
 
