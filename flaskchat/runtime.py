@@ -9,6 +9,7 @@ import atexit
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from . import forget, metrics, server, tasks
@@ -168,14 +169,17 @@ class Lazy:
     def __init__(self, make: Callable[[], Runtime]) -> None:
         self._make = make
         self._runtime: Runtime | None = None
-        self._lock = tasks.Lock()
+        self._locks: dict[int, AbstractContextManager[object]] = {}
+        """By process. The application may be loaded before a fork, and before gevent patches; a lock of that time would
+        hold the hub of the worker for whoever comes second.
+        """
         self._closed = False
 
     def get(self) -> Runtime:
         runtime = self.opened
         if runtime is not None:
             return runtime
-        with self._lock:
+        with self._locks.setdefault(os.getpid(), tasks.Lock()):
             if self._runtime is None or self._runtime.pid != os.getpid():
                 runtime = self._make()
                 runtime.start()

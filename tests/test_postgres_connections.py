@@ -19,9 +19,10 @@ from flaskchat.models import Done
 from flaskchat.sse import encode
 from flaskchat.store.base import Fenced
 from flaskchat.store.postgres import PostgreSQL
-from flaskchat.store.schema import runs
+from flaskchat.store.schema import runs, workers
 from tests.backends import Backend
 from tests.rooms import ROOT, Rooms, count, ending_of, where
+from tests.test_postgres import Beside, until_locked
 
 pytestmark = pytest.mark.backends("postgres")
 
@@ -192,3 +193,24 @@ def test_greenlets_that_are_killed_within_a_call_never_leave_an_answer_for_anoth
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "right" in done.stdout
+
+
+def test_a_lease_whose_taking_back_failed_counts_for_the_run_that_waited_for_it(make: Callable[[], Rooms]) -> None:
+    rooms = make()
+    rooms.run(rooms.begin(), "Hello")
+    waiting: list[Beside] = []
+
+    def fail(c: sa.Connection) -> None:
+        c.execute(sa.select(workers).with_for_update())  # as it does first
+        waiting.append(Beside(lambda: rooms.begin("And?")))
+        until_locked(rooms)
+        rooms.holding.release(c)
+        raise Unavailable("The connection broke.", code="store_unavailable")
+
+    with pytest.raises(Unavailable):
+        rooms.database.write(fail)
+    assert waiting[0].end().created
+    beats = sa.select(workers.c.beats)
+    before = rooms.rows(beats)
+    rooms.sweeper.round()
+    assert rooms.rows(beats) != before

@@ -11,6 +11,9 @@ Deliberate choices; do not change one without reading why:
     deletes it, and so waits, and finds that run. SQLite, with its one writer, needs no lock and ignores the words.
  3. Taking it back locks the row first and looks for runs with the next statement: one statement would look at what was
     there before it waited for a run that was just being begun.
+ 4. Taking it back may be rolled back, when we think already that it is gone. So whoever then begins a run says again
+    that it is there: it is, by its own lock, also where that transaction fails later. Else nobody would count up for
+    the run.
 """
 
 from __future__ import annotations
@@ -89,6 +92,7 @@ class Holding:
             if self._registered != lease:
                 raise Unregistered
             raise Fenced(lease.worker_id)
+        self._registered = lease  # see 4.
         return lease
 
     def beat(self, c: Connection) -> bool:

@@ -1,17 +1,21 @@
 """The same chat under other servers: gunicorn's gthread and sync workers, `flask run`. Proxies: test_proxies.py."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, Server, free_port
 from tests.server.badmodel import Running, text_of
+from tests.server.checks import database, write_lock
 from tests.server.client import Client, deadline, seqs, text
 
 
@@ -65,6 +69,23 @@ def test_a_sync_worker_is_refused_with_the_line_to_change(tmp_path: Path) -> Non
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
     assert result.returncode != 0
     assert "gunicorn -k gevent" in result.stderr
+
+
+def test_two_first_requests_at_once_after_a_preload_do_not_hold_the_worker(serve: Callable[..., Server]) -> None:
+    """The application is loaded before the fork, in a process that gevent has not patched yet."""
+    server = serve({"FLASKCHAT_DATABASE_TIMEOUT": 60}, workers=1, args=["--preload"])
+    client = server.client(timeout=20)
+    path = database(server)
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    with ThreadPoolExecutor() as beside:
+        with write_lock(server):  # so that the tables cannot be made
+            first = [beside.submit(client.json, "/conversations") for _ in range(2)]
+            for _ in range(20):
+                assert client.get("/plain").response.read() == b"plain"
+            assert not any(one.done() for one in first)
+        assert [one.result()["items"] for one in first] == [[], []]
 
 
 @pytest.fixture
