@@ -185,6 +185,23 @@ def test_the_hosts_after_request_and_teardown_run_for_a_stream_before_it_is_read
         response.close()
 
 
+def test_streams_whose_response_a_hook_of_the_host_s_refuses_take_no_places(busy_host: Flask) -> None:
+    @busy_host.after_request
+    def measure(response: Response) -> Response:
+        if "X-Measured" in request.headers:
+            response.get_data()  # which a stream does not let anybody have
+        return response
+
+    with ChatClient(busy_host) as chat:
+        reply = chat.ask("hello you")
+        readers = busy_host.extensions["flaskchat"].runtime.readers
+        for _ in range(readers._limits._per_owner + 1):
+            path = f"/chat/runs/{reply.run_id}/events"
+            assert chat.client.get(path, headers={"X-Measured": "yes"}, buffered=False).status_code == 500
+        assert len(readers) == 0
+        assert [event.seq for event in chat.follow(reply.run_id)] == [event.seq for event in reply.events]
+
+
 def test_a_fault_of_ours_is_told_to_error_trackers_and_logged_and_says_nothing(
     busy_host: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:

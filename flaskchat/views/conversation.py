@@ -17,6 +17,9 @@ from . import base
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+READER = "flaskchat.reader"
+"""Key of the WSGI environment."""
+
 
 class Stream(Response):
     """Offers its connection to the reader that it was made of, if nothing on the way to the server wraps either."""
@@ -38,7 +41,17 @@ def stream(run_id: str, frames: Reader) -> Response:
     response.headers.extend(STREAM_HEADERS)
     response.headers["Content-Type"] = STREAM_HEADERS["Content-Type"]
     response.headers["Flaskchat-Run-Id"] = run_id
+    request.environ[READER] = frames
     return response
+
+
+def let_go(error: BaseException | None) -> None:
+    """Close the stream of a request that failed after its view, in a hook of the host's, say (`response.get_data()` on
+    a stream raises): Flask answers 500 in its place and does not close it, and its places would be taken for good.
+    """
+    frames: Reader | None = request.environ.pop(READER, None)
+    if error is not None and frames is not None:
+        frames.close()
 
 
 def converse() -> Response:
@@ -78,6 +91,7 @@ def stop(run_id: str) -> Response:
 
 
 def add(blueprint: Blueprint) -> None:
+    blueprint.teardown_request(let_go)
     blueprint.add_url_rule("/conversation", view_func=converse, methods=["POST"])
     blueprint.add_url_rule("/runs/<run_id>/events", view_func=follow, methods=["GET"])
     blueprint.add_url_rule("/runs/<run_id>/stop", view_func=stop, methods=["POST"])
