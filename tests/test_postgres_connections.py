@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +16,13 @@ import sqlalchemy as sa
 
 from flaskchat.errors import Unavailable
 from flaskchat.log.base import Append, LogUnavailable
+from flaskchat.log.endings import PATIENCE, Endings
 from flaskchat.models import Done
 from flaskchat.sse import encode
+from flaskchat.store import postgres
 from flaskchat.store.base import Fenced
-from flaskchat.store.postgres import PostgreSQL
+from flaskchat.store.kinds import open_database
+from flaskchat.store.postgres import MARGIN, PostgreSQL
 from flaskchat.store.schema import runs, workers
 from tests.backends import Backend
 from tests.rooms import ROOT, Rooms, count, ending_of, where
@@ -103,6 +107,72 @@ def test_a_server_that_stands_still_is_given_up_within_seconds(make: Callable[[]
     rooms.append(begun, "meanwhile")
     seen = [frame for entry in rooms.journal.read(begun.run_id) for frame in entry.frames]
     assert len(set(seen)) == 3
+
+
+def test_a_name_that_cannot_be_looked_up_for_a_moment_is_a_database_that_is_away(
+    make: Callable[[], Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = make()
+    begun = rooms.begin()
+    endings = Endings(rooms.database)
+
+    def gone(*args: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(postgres._socket, "getaddrinfo", gone)
+    rooms.database._parameters["host"] = "database.invalid"
+    rooms.database.close()
+    rooms.journal.close()
+    with pytest.raises(Unavailable):
+        rooms.state(begun)
+    with pytest.raises(LogUnavailable, match="there is no host"):
+        rooms.append(begun, "a")
+    with pytest.raises(LogUnavailable, match="there is no host"):
+        endings.write(rooms.holding.lease, [])
+
+
+@pytest.mark.parametrize("how", ["addresses", "a name", "hosts"])
+def test_a_first_address_that_never_answers_does_not_use_up_the_others_time(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    url = sa.make_url(where(backend, tmp_path))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.2", url.port))
+        silent.listen()
+        names = {"one.invalid": ["127.0.0.2"], "two.invalid": ["127.0.0.1"], "both.invalid": ["127.0.0.2", "127.0.0.1"]}
+
+        def known(host: str, *more: object) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 5432)) for address in names[host]]
+
+        monkeypatch.setattr(postgres._socket, "getaddrinfo", known)
+        query: dict[str, Any]
+        if how == "addresses":
+            query = {"hostaddr": "127.0.0.2,127.0.0.1", "port": str(url.port)}
+            url = sa.URL.create(url.drivername, url.username, database=url.database, query=query)
+        elif how == "a name":
+            url = url.set(host="both.invalid")
+        else:
+            query = {"host": tuple(f"{name}.invalid:{url.port}" for name in ("one", "two"))}
+            url = sa.URL.create(url.drivername, url.username, database=url.database, query=query)
+        database = open_database(url.render_as_string(), timeout=1.0)
+        assert isinstance(database, PostgreSQL)
+        for _ in range(2):
+            with contextlib.closing(database.open(patience=1.0)) as raw:
+                assert raw.info.hostaddr == "127.0.0.1"
+        database.close()
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # the one that worked was tried first then
+            silent.accept()
+
+
+@pytest.mark.backends("postgres+redis")
+def test_whoever_ends_runs_for_a_log_elsewhere_waits_no_longer_for_the_database_than_a_tick_may(
+    make: Callable[[], Rooms]
+) -> None:
+    rooms = make()
+    rooms.run(rooms.begin(), "Hello")
+    assert rooms.database.raw(rooms.journal._endings._connection).patience <= PATIENCE + MARGIN
 
 
 @pytest.mark.parametrize("which", ["tick", "store"])

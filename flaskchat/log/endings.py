@@ -10,10 +10,10 @@ from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Database, said
 from .base import LogUnavailable
 
-BUSY_MS = 100
-"""How long SQLite's lock is waited for: the tick comes again, and must not miss heartbeats and Stop meanwhile."""
-PATIENCE_MS = 1000
-"""Milliseconds that PostgreSQL has for a statement."""
+BUSY = 0.1
+"""Seconds that SQLite's lock is waited for: the tick comes again, and must not miss heartbeats and Stop meanwhile."""
+PATIENCE = 1.0
+"""Seconds that PostgreSQL has for a statement."""
 
 _HELD = "SELECT 1 FROM flaskchat_workers WHERE id = ? AND epoch = ?"
 
@@ -38,11 +38,7 @@ class Endings:
         try:
             if self._connection is None:
                 self._connection = self._database.connect(write=True)
-                patience = f"SET statement_timeout = {PATIENCE_MS}"
-                if self._database.kind == "sqlite":
-                    patience = f"PRAGMA busy_timeout = {BUSY_MS}"
-                self._connection.exec_driver_sql(patience)
-                self._connection.commit()
+                self._database.hurry(self._connection, BUSY if self._database.kind == "sqlite" else PATIENCE)
             with self._connection.begin():
                 ask = self._database.executor(self._connection)
                 # A takeover deletes that row: it waits for us then, or we find that it has been.

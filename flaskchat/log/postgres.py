@@ -45,7 +45,6 @@ import psycopg
 from sqlalchemy.engine import Connection
 
 from .. import tasks
-from ..errors import ConfigurationError
 from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import said
@@ -136,7 +135,7 @@ class PostgresLog(Rows):
         while not self._stopped:
             try:
                 connection = self._server.offload(self._open_listener)
-            except (psycopg.Error, ConfigurationError) as error:
+            except psycopg.Error as error:
                 if not complained:
                     logger.warning("nobody tells of news in the log, which is asked for them instead: %s", said(error))
                 complained = True
@@ -201,7 +200,7 @@ class PostgresLog(Rows):
     def _guard(self, function: Callable[[], T]) -> T:
         try:
             return function()
-        except (psycopg.Error, ConfigurationError) as error:
+        except psycopg.Error as error:
             self.close()
             raise LogUnavailable(said(error)) from error
 

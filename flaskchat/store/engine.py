@@ -96,6 +96,10 @@ class Database:
         """For statements in the driver's own terms, within the transaction of `c`."""
         raise NotImplementedError
 
+    def hurry(self, c: Connection, seconds: float) -> None:
+        """Let what is asked over this connection be refused after so long, whatever it waits for."""
+        raise NotImplementedError
+
     def look(self) -> None:
         """Whether it can be ours. Changes nothing.
 

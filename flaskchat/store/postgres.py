@@ -18,6 +18,9 @@ Deliberate choices; do not change one without reading why:
     after the other over all nodes, by an advisory lock that ends with the transaction.
  7. Reads are REPEATABLE READ: one snapshot for all that a read asks for. Writes are READ COMMITTED: after a lock was
     waited for, the next statement sees what whoever had it has done.
+ 8. Where there are several addresses, each is tried by itself with a patience of its own, the one that worked last
+    first. libpq would spend all of it on the first that drops what it is sent, for ever. Of several hosts the one is
+    wanted that takes writes, unless the URL says otherwise: what worked may have become a replica.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import select
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,7 +71,7 @@ MIGRATING = 1
 
 _WRONG = re.compile(
     r"authentication failed|no password supplied|pg_hba\.conf|does not exist|permission denied|not permitted"
-    r"|does not support SSL|certificate|invalid|root\.crt", re.IGNORECASE,
+    r"|does not support SSL|certificate|invalid|root\.crt|there is no host", re.IGNORECASE,
 )  # fmt: skip
 _LATER = re.compile(r"starting up|shutting down|recovery|too many|remaining connection slots|timeout", re.IGNORECASE)
 """Words of the server in its own language; in another one a fault is waited for, and the log says what it is."""
@@ -123,35 +126,61 @@ class Postgres(psycopg.Connection[Any]):
             raise
 
 
-def _addresses(host: str, port: str | int) -> list[str]:
-    """:raises psycopg.OperationalError: the name server does not answer.
-    :raises ConfigurationError: there is no such host.
+def _addresses(host: str, port: str) -> list[str]:
+    """:returns: none for a socket's path and for libpq's default.
+    :raises psycopg.OperationalError: there is no such host, or the name server does not answer.
     """
+    if not host or host.startswith(("/", "@")):
+        return [""]
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
         return [host]
     try:
-        found = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+        found = _socket.getaddrinfo(host, port or 5432, 0, _socket.SOCK_STREAM)
     except _socket.gaierror as error:
-        if error.errno == _socket.EAI_AGAIN:
-            raise psycopg.OperationalError(f"{host}: {error.strerror}") from error
-        raise ConfigurationError(f"FLASKCHAT_DATABASE_URL: there is no host {host!r}: {error.strerror}") from error
+        # A start takes the second for a typo (`_WRONG`); later it may be one that the name server makes for a moment.
+        what = host if error.errno == _socket.EAI_AGAIN else f"there is no host {host!r}"
+        raise psycopg.OperationalError(f"{what}: {error.strerror}") from error
     return list(dict.fromkeys(str(one[4][0]) for one in found))
+
+
+def _places(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters for each address by itself.
+
+    :raises psycopg.OperationalError: no name could be looked up.
+    """
+    hosts, addresses, ports = (_listed(parameters, name) for name in ("host", "hostaddr", "port"))
+    number = max(len(hosts), len(addresses))
+    if {len(hosts), len(addresses)} - {0, number} or len(ports) not in (0, 1, number):
+        return [parameters]  # libpq says what is wrong with it
+    found: list[dict[str, Any]] = []
+    fault: psycopg.OperationalError | None = None
+    for at in range(number):
+        host, port = hosts[at] if hosts else "", ports[at % len(ports)] if ports else ""
+        try:
+            meant = [addresses[at]] if addresses and addresses[at] else _addresses(host, port)
+        except psycopg.OperationalError as error:
+            fault = error
+            continue
+        found += [{**parameters, "host": host, "hostaddr": address, "port": port} for address in meant]
+    if fault is not None and not found:
+        raise fault
+    return found or [parameters]
+
+
+def _listed(parameters: Mapping[str, Any], name: str) -> list[str]:
+    value = str(parameters.get(name) or "")
+    return value.split(",") if value else []
 
 
 def connect(parameters: dict[str, Any], settings: dict[str, str], *, patience: float, autocommit: bool) -> Postgres:
     """Open a connection; in a native thread.
 
-    :param parameters: of libpq.
+    :param parameters: of libpq, with one address.
     :param settings: of the server for this connection, such as `statement_timeout`.
     :param patience: seconds for each command.
     :raises psycopg.Error: it could not be opened.
-    :raises ConfigurationError: there is no such host.
     """
-    host = str(parameters.get("host", ""))
-    if host and "hostaddr" not in parameters and not host.startswith(("/", "@")) and "," not in host:
-        found = _addresses(host, parameters.get("port", 5432))
-        parameters = {**parameters, "host": ",".join([host] * len(found)), "hostaddr": ",".join(found)}
     pgconn = pq.PGconn.connect_start(conninfo.make_conninfo("", **parameters).encode())
     until = time.monotonic() + CONNECT
     wanted = 2
@@ -203,6 +232,10 @@ class PostgreSQL(Database):
             "tcp_user_timeout": _milliseconds(PARTITION), "application_name": "flaskchat", "gssencmode": "disable",
             "client_encoding": "UTF8", **parameters,
         }  # fmt: skip
+        if max(len(_listed(parameters, name)) for name in ("host", "hostaddr")) > 1:
+            self._parameters.setdefault("target_session_attrs", "read-write")
+        self._worked: dict[str, Any] = {}
+        """What could be connected to last."""
         try:
             conninfo.make_conninfo("", **self._parameters)
         except psycopg.ProgrammingError as error:
@@ -227,9 +260,17 @@ class PostgreSQL(Database):
             "statement_timeout": _milliseconds(patience), "lock_timeout": _milliseconds(min(patience, self.timeout)),
             "idle_in_transaction_session_timeout": _milliseconds(HELD), **_THERE,
         }  # fmt: skip
-        found = connect(self._parameters, settings, patience=patience + MARGIN, autocommit=autocommit)
-        self.version = found.info.parameter_status("server_version") or self.version
-        return found
+        faults: list[psycopg.OperationalError] = []
+        for place in sorted(_places(self._parameters), key=lambda place: place != self._worked):
+            try:
+                found = connect(place, settings, patience=patience + MARGIN, autocommit=autocommit)
+            except psycopg.OperationalError as fault:
+                faults.append(fault)
+            else:
+                self._worked = place
+                self.version = found.info.parameter_status("server_version") or self.version
+                return found
+        raise faults[0] if len(faults) == 1 else psycopg.OperationalError("; ".join(map(str, faults)))
 
     def _creator(self) -> Postgres:
         return self.open(patience=self.timeout + MARGIN, autocommit=False)
@@ -248,6 +289,11 @@ class PostgreSQL(Database):
 
     def executor(self, c: Connection) -> Ask:
         return executor(self.raw(c))
+
+    def hurry(self, c: Connection, seconds: float) -> None:
+        c.exec_driver_sql(f"SET statement_timeout = {_milliseconds(seconds)}")
+        c.commit()
+        self.raw(c).patience = seconds + MARGIN
 
     def alone(self, c: Connection, key: str) -> None:
         c.execute(_ALONE, {"space": LOCKS, "key": key})

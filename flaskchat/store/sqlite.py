@@ -141,6 +141,10 @@ class SQLite(Database):
     def executor(self, c: Connection) -> Ask:
         return c.connection.driver_connection.execute  # type: ignore[no-any-return,union-attr]
 
+    def hurry(self, c: Connection, seconds: float) -> None:
+        c.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+        c.commit()
+
     def at_start(self, fault: BaseException) -> Exception:
         code = code_of(fault)
         return unavailable() if passing(code) else self._refused(str(fault), code)
