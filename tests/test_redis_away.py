@@ -51,6 +51,22 @@ def test_the_owner_writes_again_what_redis_has_lost_byte_for_byte(make: Make, lo
     assert 0 < redis(rooms, "TTL", key(rooms, quiet)) <= streams.LIVE_SECONDS
 
 
+def test_the_store_is_asked_once_for_all_that_is_written_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms, asked = make(), []
+    begun = [rooms.begin() for _ in range(3)]
+    for run in begun:
+        rooms.append(run, "a")
+    redis(rooms, "FLUSHALL")
+    rooms.journal._link.close()
+    holds = rooms.journal._holds
+    monkeypatch.setattr(rooms.journal, "_holds", lambda lease: asked.append(lease) or holds(lease))
+    rooms.journal.turn(rooms.holding.lease, [], [])
+    assert [events(rooms, run) for run in begun] == [rooms.live[run.run_id] for run in begun]
+    assert asked == [rooms.holding.lease]
+
+
 def test_a_reader_that_was_ahead_of_what_redis_kept_goes_on_where_it_was(two: tuple[Rooms, Rooms]) -> None:
     mine, other = two
     begun = other.begin()
@@ -161,6 +177,17 @@ def test_a_run_ends_though_redis_is_away_and_the_store_has_its_end(
     assert not run.ended
     assert mine.store.still_running([begun.run_id]) == set()
     assert mine.store.frames(begun.run_id) == ending.frames
+    other.live.clear()
+    other.memory.drop(other.memory.get(begun.run_id))
+    redis_server.start()
+    assert not other.journal.empty()
+    name = f"{{{other.journal._keys.prefix}}}:run:{begun.run_id}"
+    for _ in deadline(20, "its stream to be told to expire soon"):
+        other.journal.prune()
+        ttl = redis_server.command("TTL", name)
+        if 0 < int(ttl.removeprefix(b":")) <= streams.ENDED_SECONDS:
+            break
+    assert other.journal.empty()
 
 
 def test_a_deleted_run_leaves_nothing_in_redis_also_when_it_was_away_meanwhile(

@@ -263,5 +263,20 @@ def test_an_old_redis_is_refused_with_its_version() -> None:
         def ask(self, *commands: object) -> list[Any]:
             return [b"# Server\r\nredis_version:6.0.16\r\nrun_id:a\r\n", [], []]
 
+        def close(self) -> None:
+            pass
+
     with pytest.raises(LogUnavailable, match=r"6\.0\.16"):
         Server().look_at(Old())  # type: ignore[arg-type]
+
+
+def test_a_redis_that_is_too_old_is_refused_each_time(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flaskchat.log.server.OLDEST", (99, 0))
+    with ExitStack() as stack:
+        rooms = rooms_of(redis_server.url, tmp_path, stack)()
+        begun = rooms.begin()
+        for _ in range(2):
+            with pytest.raises(LogUnavailable, match="is needed"):
+                rooms.append(begun, "a")

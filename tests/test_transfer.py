@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from flaskchat import audit, transfer
+from flaskchat import audit, forget, transfer
 from flaskchat.config import Settings
+from flaskchat.errors import NotFound
 from flaskchat.store import whole
 from flaskchat.store.engine import Database
 from flaskchat.store.schema import HEAD, conversations, messages, requests, run_events, runs
@@ -184,6 +185,17 @@ def test_it_goes_back_into_a_file(url: str, file: str) -> None:
     with rooms_at(file) as rooms:
         assert len(rooms.store.conversations(OWNER, query="answer 11", cursor=None, limit=10).items) == 1
         rooms.run(rooms.begin("more"), "Yes")
+
+
+def test_what_was_deleted_is_not_begun_anew_by_a_question_that_comes_late_to_the_copy(url: str, file: str) -> None:
+    with rooms_at(file) as rooms:
+        begun = rooms.begin("Delete me", client_id="asked-before")
+        rooms.run(begun, "Hello")
+        forget.conversation(rooms.database, rooms.journal, begun.conversation_id, OWNER)
+        release(rooms)
+    assert copy(file, url) == []
+    with rooms_at(url) as rooms, pytest.raises(NotFound):
+        rooms.begin("Delete me", client_id="asked-before")
 
 
 def test_what_a_dead_worker_was_writing_is_kept_as_interrupted(url: str, file: str) -> None:

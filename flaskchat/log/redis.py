@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -75,6 +76,8 @@ class RedisLog:
         self._unwatched: set[str] = set()
         self._forgotten: set[str] = set()
         """Runs whose streams are still to be deleted."""
+        self._ended: set[str] = set()
+        """Runs that ended while their streams could not be told to expire."""
 
     def start(self) -> None:
         tasks.spawn(self._greet, name="flaskchat-redis")
@@ -103,6 +106,7 @@ class RedisLog:
         except LogUnavailable as error:
             self._doubted = True
             error.finished = {ending.run_id for ending in endings}
+            self._ended.update(error.finished)
             raise
         if not entries and self._tail.failed is not None:
             raise LogUnavailable(str(self._tail.failed))
@@ -170,20 +174,24 @@ class RedisLog:
 
     def _mend(self, lease: Lease, link: Link) -> None:
         """Compare the streams of our live runs with what has been appended to them, and write what they lack."""
-        mine = [run for run in self._memory.own() if run.last_seq]
+        mine, held = [run for run in self._memory.own() if run.last_seq], False
         for at in range(0, len(mine), TOGETHER):
             some = mine[at : at + TOGETHER]
             found = _sound(link.ask(*[streams.newest(self._keys.run(run.run_id)) for run in some]))
             for run, rows in zip(some, found, strict=True):
                 upto = streams.parse_id(rows[0][0])[0] if rows else 0
                 if upto < run.last_seq or upto == streams.MAX_SEQ:
-                    self._settle(lease, link, run.run_id)
+                    held = held or self._holds(lease)
+                    self._settle(lease, link, run.run_id, held=held)
         self._mended = link.generation
 
-    def _settle(self, lease: Lease, link: Link, run_id: str, entry: Append | None = None) -> None:
+    def _settle(
+        self, lease: Lease, link: Link, run_id: str, entry: Append | None = None, *, held: bool = False
+    ) -> None:
         """Make a stream of ours hold all that we have.
 
         :param entry: is not in memory yet.
+        :param held: the store has just said that the lease is.
         :raises Fenced: it is sealed, or somebody else has written to it.
         """
         run, key = self._memory.get(run_id), self._keys.run(run_id)
@@ -198,7 +206,7 @@ class RedisLog:
                 raise Fenced(lease.worker_id)
         if upto == len(known):
             return
-        if not self._holds(lease):
+        if not held and not self._holds(lease):
             raise Fenced(lease.worker_id)
         ended = entry is not None and entry.ended
         rest = Append(run_id, upto + 1, known[upto:], ended)
@@ -266,11 +274,13 @@ class RedisLog:
             if commands:
                 self._errands.call(self._beside.ask, *commands)
         except LogUnavailable:
+            self._ended.update(ended)
             logger.info("runs %s: their end could not be told over Redis; the store has it", ", ".join(ended))
         return ended
 
     def empty(self) -> bool:
-        return not (self._memory.own() or self._memory.foreign() or self._forgotten) and self._rows.empty()
+        mine = self._memory.own() or self._memory.foreign() or self._forgotten or self._ended
+        return not mine and self._rows.empty()
 
     def prune(self) -> None:
         self._rows.prune()
@@ -278,8 +288,8 @@ class RedisLog:
         mine = [run.run_id for run in self._memory.own() if run.last_seq]
         try:
             self._errands.call(self._renew, mine)
-            if self._forgotten:
-                self._errands.call(self._delete, list(self._forgotten))
+            self._errands.call(self._tell, self._forgotten, streams.delete)
+            self._errands.call(self._tell, self._ended, partial(streams.expire, seconds=streams.ENDED_SECONDS))
         except LogUnavailable:
             pass  # the pump says so
 
@@ -311,15 +321,17 @@ class RedisLog:
             self._rows.forget(run_ids, first_row)
         self._forgotten.update(run_ids)
         try:
-            self._errands.call(self._delete, list(self._forgotten))
+            self._errands.call(self._tell, self._forgotten, streams.delete)
         except LogUnavailable as error:
             logger.warning("deleted runs are still in Redis, and go as soon as it can be used: %s", error)
 
-    def _delete(self, run_ids: list[str]) -> None:
-        for at in range(0, len(run_ids), TOGETHER):
-            some = run_ids[at : at + TOGETHER]
-            _sound(self._beside.ask([b"DEL", *map(self._keys.run, some)]))
-            self._forgotten.difference_update(some)
+    def _tell(self, run_ids: set[str], what: Callable[[bytes], Command]) -> None:
+        """Tell Redis something about the streams of runs, which are taken out of `run_ids` when it has heard it."""
+        left = list(run_ids)
+        for at in range(0, len(left), TOGETHER):
+            some = left[at : at + TOGETHER]
+            _sound(self._beside.ask(*[what(self._keys.run(run_id)) for run_id in some]))
+            run_ids.difference_update(some)
 
     def ready(self) -> None:
         try:

@@ -19,13 +19,14 @@ class Server:
         """The run id of the server that was looked at last: another one after each of its starts."""
 
     def look_at(self, link: Link) -> None:
-        """:raises LogUnavailable: it is too old."""
+        """:raises LogUnavailable: it is too old. The connection is closed then: the next one is looked at as well."""
         asked = [[b"INFO", b"server"], *([b"CONFIG", b"GET", name] for name in (b"appendonly", b"maxmemory*"))]
         info, *settings = link.ask(*asked)
         found = {} if isinstance(info, Exception) else _info(info)
         version = found.get("redis_version", "")
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if len(numbers) == 2 and numbers < OLDEST:
+            link.close()
             raise LogUnavailable(f"this is Redis {version}; 6.2 is needed, or Valkey")
         if found.get("run_id", "") == self._seen:
             return

@@ -85,6 +85,10 @@ def expire(key: bytes, seconds: int) -> Command:
     return b"EXPIRE", key, b"%d" % seconds
 
 
+def delete(key: bytes) -> Command:
+    return b"DEL", key
+
+
 def newest(key: bytes) -> Command:
     return b"XREVRANGE", key, b"+", b"-", b"COUNT", b"1"
 

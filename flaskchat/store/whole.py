@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .engine import Database
-from .schema import conversations, messages, requests, run_events, runs, usage
+from .schema import conversations, forgotten, messages, requests, run_events, runs, usage
 
-TABLES = (conversations, messages, runs, run_events, requests, usage)
+TABLES = (conversations, messages, runs, run_events, requests, usage, forgotten)
 """Each after those that it refers to."""
 ROWS = 200
 """Of one batch."""
@@ -42,7 +42,7 @@ class Running(NamedTuple):
             return row["id"] in self.messages
         if table is runs:
             return row["id"] in self.runs
-        return table is not requests and row["run_id"] in self.runs
+        return "run_id" in row and table is not requests and row["run_id"] in self.runs
 
 
 def running(database: Database) -> Running:
@@ -53,7 +53,8 @@ def running(database: Database) -> Running:
 
 def what(table: sa.Table) -> str:
     """A table's rows in words."""
-    return table.name.removeprefix("flaskchat_").replace("run_events", "runs' events").replace("_", " ")
+    name = table.name.removeprefix("flaskchat_").replace("forgotten", "deleted questions' digests")
+    return name.replace("run_events", "runs' events").replace("_", " ")
 
 
 def key_of(table: sa.Table, row: Row) -> Key:
