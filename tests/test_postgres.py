@@ -26,7 +26,7 @@ from flaskchat.store.kinds import open_database
 from flaskchat.store.postgres import PostgreSQL
 from flaskchat.store.schema import journal, metadata, runs
 from tests.backends import Backend, PostgresServer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Server
 from tests.rooms import OWNER, Rooms, count, ending_of, look, where
 from tests.server.client import deadline
 
@@ -175,6 +175,24 @@ def test_a_listener_is_told_of_what_others_append_and_not_of_its_own(two: tuple[
                 break
     finally:
         mine.journal.stop()
+
+
+def test_others_are_told_once_a_tick_and_nothing_but_that_there_is_something(
+    serve: Callable[..., Server], backend: Backend
+) -> None:
+    server = serve(workers=1)
+    assert backend.postgres is not None
+    url = backend.postgres.url(backend.database).replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True) as listening:
+        listening.execute("LISTEN flaskchat")
+        asking = [Beside(lambda: server.client().send("50 25").rest()) for _ in range(20)]
+        replies = [one.end() for one in asking]
+        assert [frames[-1].event for frames in replies] == ["done"] * 20
+        (rows,) = listening.execute("SELECT last_value FROM flaskchat_journal_id_seq").fetchone() or (0,)
+        told = list(listening.notifies(timeout=0))
+    assert {one.payload for one in told} == {""}
+    assert 0 < len(told) <= rows
+    assert rows < 20 * 50, "a tick is one row, whatever it brought"
 
 
 # -- leases ----------------------------------------------------------------------------------------------------------

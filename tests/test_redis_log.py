@@ -67,6 +67,35 @@ def test_a_follower_gets_only_the_runs_that_are_watched_here_and_each_event_once
     assert look(mine) == []
 
 
+def test_one_connection_reads_all_runs_that_are_followed(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    begun = [other.begin() for _ in range(50)]
+    for one in begun:
+        other.append(one, "before")
+    mine.journal.follow()
+    followed = [watch(mine, one) for one in begun]
+    for word in ("one", "two"):
+        for one in begun:
+            other.append(one, word)
+        for _ in deadline(20, "the tail to read it"):
+            for entry in mine.journal.turn(mine.holding.lease, [], []):
+                mine.memory.apply(entry)
+            if [run.frames for run in followed] == [other.live[one.run_id] for one in begun]:
+                break
+        clients = redis(other, "CLIENT", "LIST").split(b"\n")
+        assert sum(b" cmd=xread " in client for client in clients) == 1
+
+
+def test_a_live_run_is_never_trimmed(make: Make) -> None:
+    rooms = make()
+    begun = rooms.begin()
+    for number in range(3000):
+        rooms.append(begun, str(number))
+    rooms.journal.prune()
+    assert redis(rooms, "XLEN", key(rooms, begun)) == 3000
+    assert events(rooms, begun) == rooms.live[begun.run_id]
+
+
 def test_whoever_waits_for_what_others_have_appended_gets_it_with_one_look(two: tuple[Rooms, Rooms]) -> None:
     mine, other = two
     begun = other.begin()

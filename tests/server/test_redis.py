@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from tests.conftest import Server
 from tests.server.badmodel import Running
 from tests.server.checker import judge
 from tests.server.checks import FAULTY
-from tests.server.client import deadline
+from tests.server.client import deadline, seqs, text
 from tests.server.history import History, Reading
 from tests.server.test_kill import Beside, ask_at, newcomer, settings
 
@@ -102,6 +103,31 @@ def test_whatever_befalls_redis_replies_go_on_and_nothing_is_lost(
     for reading in readings:
         assert reading.events[-1].event == "done", (reading.how, reading.events[-1])
     judge(history, server, model)
+
+
+def test_a_restart_of_redis_is_a_pause_of_about_as_long(serve: Serve, redis: RedisServer) -> None:
+    server = serve({}, app=FAULTY, workers=1)
+    stream = server.client().send("400 50")
+    stream.take(20)
+    outage: list[float] = []
+
+    def restart() -> None:
+        began = time.monotonic()
+        redis.restart()
+        outage.append(time.monotonic() - began)
+
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    at, pause = time.monotonic(), 0.0
+    for _ in stream:
+        now = time.monotonic()
+        at, pause = now, max(pause, now - at)
+    restarting.join()
+    print(f"away for {outage[0]:.2f} s, the largest pause {pause:.2f} s")
+    assert seqs(stream.frames) == list(range(1, len(stream.frames) + 1))
+    assert stream.frames[-1].event == "done"
+    assert text(stream.frames).split()[::2] == [f"word{number}" for number in range(400)]
+    assert pause < outage[0] + 5
 
 
 def test_a_redis_that_kept_nothing_is_given_the_live_replies_again(
