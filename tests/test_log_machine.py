@@ -50,7 +50,7 @@ def test_whatever_happens_between_commit_and_wake_the_promises_hold(
     monkeypatch.setattr(rows, "KEEP", 0.0)
     monkeypatch.setattr(sweep, "GONE_AFTER", GONE_AFTER)
     monkeypatch.setattr(journal, "BUSY_MS", 1)
-    monkeypatch.setattr(endings, "BUSY_MS", 1)
+    monkeypatch.setattr(endings, "BUSY", 0.001)
     machine = type("Machine", (Hosts,), {"make": staticmethod(make), "home": tmp_path})
     run_state_machine_as_test(
         machine,
