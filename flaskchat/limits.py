@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import socket
 import time
 from collections import deque
@@ -34,8 +35,10 @@ from .log.base import Leave
 from .nodes import Nodes, SharedPlace
 from .places import Place, Places
 
-PATIENCE = 1.0
-"""Seconds that somebody who comes back waits for the stream before to give way."""
+PATIENCE = 3.0
+"""Seconds that somebody who comes back waits for the stream before to give way: refused, they would wait as long."""
+ASK_AGAIN = 0.5
+"""Seconds after which they ask once more: the place that was made may have been taken by who came later."""
 LOOK = 0.02
 PASSING = frozenset({"HTTP_LAST_EVENT_ID", "HTTP_ACCEPT", "HTTP_CONTENT_LENGTH", "HTTP_REFERER"})
 """Headers that say nothing of who asks, and differ from request to request."""
@@ -157,9 +160,11 @@ class Limits:
         except TooMany:
             if not visitor.returning:
                 raise
-        make_room()
-        until = time.monotonic() + PATIENCE
+        asked_at, until = -math.inf, time.monotonic() + PATIENCE
         while True:
+            if time.monotonic() - asked_at > ASK_AGAIN:
+                make_room()  # of streams that were there before this visitor, so that those who come together let be
+                asked_at = time.monotonic()
             try:
                 self.enter(visitor)
                 return

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from flaskchat import places
+from flaskchat.config import Settings
+from flaskchat.limits import Limits, Visitor
 from flaskchat.places import FILES, Place, Places
 from tests.conftest import ROOT
 from tests.server.client import deadline
@@ -213,3 +215,25 @@ def test_without_locks_of_the_open_file_those_of_the_process_do(
         other.communicate()
     taken_again(one, "ada", 3)
     one.close()
+
+
+def test_who_made_room_for_somebody_faster_asks_once_more(tmp_path: Path) -> None:
+    """Of ten who come back at once each asks for one stream to give way, and one who comes last need not ask."""
+    held = Places(tmp_path)
+    limits = Limits(Settings(max_streams_per_owner=1), held)
+    before, back, faster = (Visitor("user:1") for _ in range(3))
+    back.returning = True
+    limits.enter(before)
+    there, asked = [before], []
+
+    def make_room() -> None:
+        asked.append(there[-1])
+        there.pop().release()
+        if asked == [before]:
+            limits.enter(faster)
+            there.append(faster)
+
+    limits.enter_again(back, make_room)
+    assert back.entered
+    assert asked == [before, faster]
+    held.close()
