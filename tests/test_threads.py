@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def test_a_stop_that_comes_while_its_run_is_being_added_is_not_lost(
     assert begun.wait(10)
     known = runtime.store.known(OWNER, question)
     assert known is not None
-    runtime.runs._stop_asked(Stop(known.run_id, 1.0, clock()))
+    runtime.runs._stop_asked(Stop(known.run_id, time.monotonic(), clock()))
     thread.join(10)
     for _ in deadline(10, "the run's end"):
         row = runtime.store.run(known.run_id, OWNER)
