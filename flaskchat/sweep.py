@@ -51,7 +51,7 @@ CHORES = 600
 TOGETHER = 20
 """Runs that are ended in one transaction: each waits for the database's one writer, and a worker may have hundreds."""
 
-_ends: dict[str, type[Terminal]] = {kind.event: kind for kind in (Done, Error, Stopped, Interrupted)}
+_ENDS: dict[str, type[Terminal]] = {kind.event: kind for kind in (Done, Error, Stopped, Interrupted)}
 
 WORKER_LOST = "The server that was writing this reply went away. What it had written is kept."
 
@@ -225,7 +225,7 @@ def orphan_ending(row: Row[Any], frames: list[bytes]) -> tuple[Ending, list[byte
     last: list[bytes] = []
     event: Terminal
     if said.terminal is not None:
-        event = msgspec.json.decode(said.terminal.data, type=_ends[said.terminal.event])
+        event = msgspec.json.decode(said.terminal.data, type=_ENDS[said.terminal.event])
     else:
         seq = len(frames)
         if not frames:
@@ -246,7 +246,7 @@ def orphan_ending(row: Row[Any], frames: list[bytes]) -> tuple[Ending, list[byte
         run_id=row.id,
         message_id=row.message_id,
         conversation_id=row.conversation_id,
-        state=event.event,  # type: ignore[arg-type]
+        state=event.event,  # type: ignore[arg-type]  # a str to mypy, of the four that a state may be
         text=said.text,
         parts=encode_parts(said.reasoning, said.tools),
         finish_reason=event.finish_reason if isinstance(event, Done) else None,

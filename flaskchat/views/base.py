@@ -209,6 +209,7 @@ def notice_sign_out(response: Response) -> Response:
 def session_unseen() -> SessionMixin | None:
     """Flask's session, not by its proxy: that notes an access, and all that the host answers would have `Vary: Cookie`.
     """
+    # Flask types its proxies as what they stand for, without their own method.
     context = app_ctx._get_current_object()  # type: ignore[attr-defined]
     if not hasattr(context, "_session"):  # before Flask 3.2
         context = request_ctx._get_current_object()  # type: ignore[attr-defined]
