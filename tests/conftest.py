@@ -27,6 +27,7 @@ from tests.server import badmodel
 from tests.server.client import Client
 
 ROOT = Path(__file__).parent.parent
+WARM = ROOT / "tests" / "server" / "warm.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -163,7 +164,7 @@ class Server:
         environment |= {"TEST_INSTANCE": str(folder / "instance"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         command = [
             sys.executable, "-m", "gunicorn", "-k", kind, "-w", str(workers), "-b", f"127.0.0.1:{self.port}",
-            "--no-control-socket", *args, app,
+            "--no-control-socket", *(("-c", str(WARM)) if kind == "gevent" else ()), *args, app,
         ]  # fmt: skip
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
