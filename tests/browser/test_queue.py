@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import Server
 from tests.server import badmodel
@@ -201,6 +202,67 @@ def test_a_reload_while_a_message_is_on_its_way_sends_it_again(
     assert model.stats("on its way")["posts"] <= 2  # and one for the title
     expect(page).to_have_url(re.compile("/c/c_"))
     page.reload()
+    expect(page.locator(".message")).to_have_count(2)
+
+
+def begin_while_reloading(page: Page, chat: Server, between: Callable[[], None] = lambda: None) -> None:
+    """Reload a page whose first message gets through only then, before the new document is there.
+
+    :param between: called when the conversation has its id, and the new document is not there yet.
+    """
+    ways: list[Route] = []
+    page.route("**/conversation", lambda route: route.abort())
+    ask(page, "First", text="Reply one")
+    expect(page.locator(".words", has_text="Not sent yet: no connection.")).to_be_visible()
+    page.route(f"{chat.url}/", lambda route: ways.append(route))
+    page.evaluate("window.before = true")
+    page.context.new_cdp_session(page).send("Page.reload")  # page.reload() would wait for its end
+    for _ in deadline(30, "the request for the new document"):
+        page.wait_for_timeout(20)
+        if ways:
+            break
+    page.unroute("**/conversation")
+    for _ in deadline(30, "the conversation's address"):  # whatever looks into the page waits for the new document now
+        page.wait_for_timeout(20)
+        if "/c/c_" in page.url:
+            break
+    between()
+    ways[0].continue_()
+    page.unroute(f"{chat.url}/")
+    page.wait_for_function("!window.before")
+
+
+def test_a_conversation_that_began_while_its_page_was_reloaded_is_shown(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    begin_while_reloading(page, chat)
+    expect(reply(page)).to_have_text("Reply one")
+    expect(page).to_have_url(re.compile("/c/c_"))
+    expect(page.locator(".message")).to_have_count(2)
+    assert len(stored(page)["messages"]) == 2
+    # a new conversation is one, loaded anew or not
+    welcome = page.get_by_text("What would you like to know?")
+    page.get_by_role("link", name="New conversation").click()
+    expect(welcome).to_be_visible()
+    page.reload()
+    expect(welcome).to_be_visible()
+    page.go_back()
+    expect(reply(page)).to_have_text("Reply one")
+    page.goto(chat.url)
+    expect(welcome).to_be_visible()
+
+
+def test_a_conversation_that_is_gone_after_the_reload_leaves_a_new_one(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+
+    def delete() -> None:
+        identifier = page.url.rsplit("/", 1)[1]
+        assert page.request.delete(f"{chat.url}/conversations/{identifier}").ok
+
+    begin_while_reloading(page, chat, delete)
+    expect(page.get_by_text("What would you like to know?")).to_be_visible()
+    expect(page).to_have_url(f"{chat.url}/")
+    ask(page, "Second", text="Reply two")
+    expect(reply(page)).to_have_text("Reply two")
     expect(page.locator(".message")).to_have_count(2)
 
 

@@ -41,6 +41,7 @@ import { Following } from "./following.ts";
 import { down } from "./icons.ts";
 import { loadMarkdown } from "./markdown-lazy.ts";
 import { Kept } from "./kept.ts";
+import { leave, reloaded } from "./left.ts";
 import { News } from "./news.ts";
 import type { Theme } from "./panels.ts";
 import type { Model } from "./protocol.ts";
@@ -187,9 +188,11 @@ export class FlaskChatElement extends LitElement {
     this.#session.model = this.model;
     if (!navigator.onLine) this.#session.offline = true;
     for (const [target, type, listener] of this.#listeners) target.addEventListener(type, listener);
+    const left = this.page ? reloaded(this.#kept) : null;
     this.#shown = this.conversation;
-    if (this.conversation) void loadMarkdown();
-    void this.#session.open(this.conversation);
+    if (this.conversation ?? left) void loadMarkdown();
+    if (this.conversation === null && left !== null) void this.#reopen(left);
+    else void this.#session.open(this.conversation);
     this.#shell.connected();
     void this.#loadModels();
   }
@@ -212,7 +215,7 @@ export class FlaskChatElement extends LitElement {
     [document, "visibilitychange", () => this.#looked()],
     [window, "focus", () => this.#looked()],
     [window, "storage", (event) => this.#session.sending.stored((event as StorageEvent).key)],
-    [window, "pagehide", () => (this.#composer.flush(), this.#news.close())],
+    [window, "pagehide", () => (this.#composer.flush(), this.#news.close(), this.page && leave(this.#kept, this.#shown))],
     [window, "pageshow", () => (this.#news.open(), this.#looked())],
     [window.visualViewport ?? window, "resize", () => this.page && fitToView(this)],
     [window, "popstate", () => this.page && this.#show(this.#idOf(location.pathname))],
@@ -331,6 +334,14 @@ export class FlaskChatElement extends LitElement {
     this.#follower?.toEnd();
     this.#tell("conversationchange", { id });
     return shown;
+  }
+
+  /** Show what was begun in this tab while the page was being reloaded; a new conversation, if that is not there. */
+  async #reopen(id: string): Promise<void> {
+    await this.#show(id);
+    if (this.#shown !== id) return;
+    if (this.#session.failure && this.#session.missing) await this.#show(null);
+    else history.replaceState(null, "", this.#href(id));
   }
 
   /** The conversation on the page has been given its id. */
