@@ -33,17 +33,26 @@ def deletes(page: Page) -> list[str]:
     return sent
 
 
+def stop_the_clock(page: Page) -> None:
+    """From now on the page's time, where it is installed, goes on by `fast_forward` alone."""
+    page.clock.pause_at(page.evaluate("Date.now()") + 1000)
+
+
 def test_search_looks_into_titles_and_texts_and_shows_the_hit(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
+    page.clock.install()
     filler = " ".join(["and so on"] * 12)
     seed(page, f"{filler} nightingales at dusk", "Bees and their dances", "Something else")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "q=" in request.url else None)
-    search(page).press_sequentially("nightin", delay=15)
+    stop_the_clock(page)
+    search(page).press_sequentially("nightin")
+    assert asked == [], "a key stroke was sent"
+    page.clock.resume()
     expect(rows(page)).to_have_count(1)
     expect(page.locator(".hit mark")).to_have_text("nightin")
     expect(page.locator(".hit")).to_have_text(re.compile("and so on nightingales at dusk"))
-    assert len(asked) <= 3, "every key stroke was sent"  # of seven, and one may take long on a busy machine
+    assert len(asked) == 1, "every key stroke was sent"
     expect(page.get_by_role("status")).to_have_text("1 found.")
     search(page).fill("bees")
     expect(row(page, "Bees and their dances")).to_have_count(1)
@@ -201,6 +210,7 @@ def test_a_deleted_conversation_can_be_taken_back(visit: Visit, chat: Server) ->
     sent = deletes(page)
     row(page, "Keep me").click()
     expect(page.locator(".user")).to_contain_text("Keep me")
+    stop_the_clock(page)
     row(page, "Keep me").focus()
     page.keyboard.press("Delete")
     expect(page.locator(".gone")).to_have_text(re.compile("Deleted.\\s*Undo"))
@@ -223,6 +233,8 @@ def test_a_deleted_conversation_is_gone_when_the_time_for_undo_is_over(visit: Vi
     sent = deletes(page)
     page.locator(".rows li").nth(1).hover()
     page.get_by_role("button", name=re.compile("Options for “.*Second”")).click()
+    expect(page.get_by_role("menuitem", name="Delete")).to_be_visible()
+    stop_the_clock(page)
     page.get_by_role("menuitem", name="Delete").click()
     wait_for_focus(page, "Undo")
     page.clock.fast_forward(4000)
@@ -245,7 +257,7 @@ def test_a_page_that_is_left_sends_its_deletions_at_once(visit: Visit, chat: Ser
     page = visit(chat.url)
     page.clock.install()
     first, second = seed(page, "First", "Second")
-    page.clock.pause_at(page.evaluate("Date.now()") + 1000)
+    stop_the_clock(page)
     for name in ("First", "Second"):
         row(page, name).focus()
         page.keyboard.press("Delete")
@@ -279,6 +291,8 @@ def test_a_delete_that_fails_gives_the_row_back_with_words(visit: Visit, chat: S
     row(page, "Stays").click()
     expect(page.locator(".user")).to_contain_text("Stays")
     page.get_by_role("button", name="Menu of this conversation").click()
+    expect(page.get_by_role("menuitem", name="Delete")).to_be_visible()
+    stop_the_clock(page)
     page.get_by_role("menuitem", name="Delete").click()
     expect(page.locator(".notice")).to_contain_text("is deleted.")
     wait_for_focus(page, "Undo")
@@ -347,10 +361,20 @@ def test_a_tab_is_told_at_once_what_another_one_does(visit: Visit, chat: Server)
 
 def test_a_better_title_that_comes_after_the_reply_is_shown(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
+    # noted in the page: who looks from outside may come when there is the better one
+    page.evaluate(
+        """() => {
+          const heading = document.querySelector("flask-chat").shadowRoot.querySelector(".title");
+          globalThis.titles = [];
+          new MutationObserver(() => titles.push(heading.textContent)).observe(heading, {
+            childList: true, characterData: true, subtree: true,
+          });
+        }"""
+    )
     # this model takes as long for a title as for the reply, which begins first
     ask(page, "Whatever", text="A waggle dance. " * 12, rate=20, size=8)
-    expect(page.get_by_role("heading", name=re.compile("^Whatever"))).to_be_visible()
-    expect(page.get_by_role("heading", name=re.compile("^A waggle dance"))).to_be_visible(timeout=10_000)
+    expect(page.get_by_role("heading", name=re.compile("^A waggle dance"))).to_be_visible()
+    assert any(title.startswith("Whatever") for title in page.evaluate("titles"))
     expect(row(page, "A waggle dance")).to_have_count(1)
     expect(page).to_have_title(re.compile("^A waggle dance.* · Chat$"))
 
