@@ -218,7 +218,7 @@ def test_stop_is_immediate_in_the_page(visit: Visit, chat: Server, moment: str) 
         ask(page, "Stream", tokens=4000, rate=40)
         expect(reply(page)).not_to_be_empty()
     else:
-        ask(page, "Wait", fault="silent-before-first-token", hold=5)
+        ask(page, "Wait", fault="silent-before-first-token", hold=30)
         expect(page.get_by_text("Waiting for the first words…")).to_be_visible()
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_text("Stopped. Closing the model's connection…")).to_be_visible()

@@ -8,6 +8,7 @@ from typing import Any
 from playwright.sync_api import Route, expect
 
 from tests.conftest import Server
+from tests.server.client import deadline
 
 from .talk import Visit, ask, is_over, reply, rows, seed, stored, wait_for_focus
 
@@ -181,13 +182,20 @@ def test_menus_are_walked_with_arrows_and_give_the_focus_back(visit: Visit, chat
 
 def test_the_tab_says_when_a_reply_is_ready_in_the_background(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
-    ask(page, "Background", text="Done soon. " * 10, rate=20, size=8, fault="stall", after=3, hold=4)
+    held: list[Route] = []
+    page.route("**/conversation", lambda route: held.append(route))
+    ask(page, "Background", text="Done soon. " * 10, rate=20, size=8)
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    for _ in deadline(30, "the question on its way"):
+        page.wait_for_timeout(20)
+        if held:
+            break
     hide = """hidden => {
       Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
       document.dispatchEvent(new Event("visibilitychange"));
     }"""
     page.evaluate(hide, True)
+    held[0].continue_()
     expect(page).to_have_title(re.compile("^✓ Reply ready · "))
     page.evaluate(hide, False)
     expect(page).to_have_title(re.compile("^(Background|Done soon).* · Chat$"))
@@ -256,7 +264,7 @@ def test_the_list_leads_to_earlier_conversations_and_the_address_follows(visit: 
     expect(links.nth(0)).to_have_attribute("aria-current", "page")
     links.nth(1).click()
     expect(reply(page)).to_have_text("First reply")
-    assert page.url == first
+    expect(page).to_have_url(first)
     expect(page).to_have_title(re.compile("^First .* · Chat$"))
     expect(links.nth(0)).to_contain_text("writing…")
     page.go_back()
