@@ -37,6 +37,23 @@ def wait_for_text(page: Page, characters: int) -> None:
             return
 
 
+def scrolled(scroller: Locator) -> float:
+    """How far it is scrolled down, once it stands still: a wheel that is turned moves it over several frames."""
+    top: float = scroller.evaluate(
+        """e => new Promise(done => {
+          let before = e.scrollTop, frames = 0;
+          const look = () => {
+            frames = e.scrollTop === before ? frames + 1 : 0;
+            before = e.scrollTop;
+            if (frames < 10) requestAnimationFrame(look);
+            else done(before);
+          };
+          look();
+        })"""
+    )
+    return top
+
+
 def is_over(page: Page) -> None:
     expect(page.locator(".reply").last).to_have_attribute("aria-busy", "false")
 

@@ -12,7 +12,7 @@ from tests.conftest import Server
 from tests.server import badmodel
 from tests.server.client import deadline
 
-from .talk import ask, is_over, show_the_same, stored, wait_for_text
+from .talk import ask, is_over, scrolled, show_the_same, stored, wait_for_text
 
 Visit = Callable[..., Page]
 
@@ -97,6 +97,7 @@ def test_the_command_follows_the_same_run(visit: Visit, chat: Server) -> None:
         assert curl.wait(60) == 0
     after = int(re.search(r"Last-Event-ID: (\d+)", text)[1])  # type: ignore[index]
     numbers = [int(number) for number in re.findall(r"^id: (\d+)$", answer, re.MULTILINE)]
+    expect(lines(page, "End of the reply.")).to_have_count(1)
     last = ids(page)[-1]
     assert numbers == list(range(after + 1, last + 1))
     assert "event: stopped" in answer
@@ -138,7 +139,7 @@ def test_the_list_is_bounded_and_stays_where_it_is_read(visit: Visit, chat: Serv
     for _ in deadline(30, "the list away from its end"):
         if not box.evaluate(at_end):
             break
-    top = box.evaluate("e => e.scrollTop")
+    top = scrolled(box)
     count = wire(page).locator(".line").count()
     for _ in deadline(30, "more lines"):
         page.wait_for_timeout(20)
