@@ -234,7 +234,7 @@ class RedisServer(Daemon):
 
         :returns: the first line of the answer.
         """
-        with socket.create_connection((self.host, self.port), timeout=5) as sock:
+        with socket.create_connection((self.host, self.port), timeout=60) as sock:
             said = b"".join(b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in words)
             sock.sendall(b"*%d\r\n%b" % (len(words), said))
             answer = b""

@@ -30,7 +30,7 @@ class Gate:
 
     def __call__(self, request: Request) -> Iterator[str]:
         yield "Well "
-        self.opened.wait(10)
+        self.opened.wait(60)
         yield "then."
 
 

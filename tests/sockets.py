@@ -45,7 +45,7 @@ def ask(provider, text="Hi", model="m"):
     return provider.source(Request(model=model, turns=[Turn("user", text)]))
 
 
-def read_all(source, seconds=10.0, reads=None):
+def read_all(source, seconds=60.0, reads=None):
     """What the pump would get: `read` when the socket is readable or something is pending, until the end."""
     events, until = [], time.monotonic() + seconds
     while not (events and isinstance(events[-1], Done)):
@@ -103,7 +103,7 @@ def server(*scripts, tls=None):
         yield f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}/v1", received
     finally:
         listener.close()
-        thread.join(5)
+        thread.join(30)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def _no_descriptor_is_left_open(request):
         request.getfixturevalue("bad_tls")
     before = open_sockets()
     yield
-    until = time.monotonic() + 2
+    until = time.monotonic() + 30
     while open_sockets() > before and time.monotonic() < until:
         time.sleep(0.01)
     assert open_sockets() <= before

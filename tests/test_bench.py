@@ -202,7 +202,7 @@ def test_a_silent_model_says_one_word_and_a_refusal_is_counted_as_what_it_is() -
         assert load.ask("measure", 0.1)["tokens"] == 0
         assert standing.ask("stats")["sent"] == 1
         load.ask("close")
-        for _ in deadline(20, "the stand-in to see that the client has left"):
+        for _ in deadline(60, "the stand-in to see that the client has left"):
             if standing.ask("stats")["aborted"] == 1:
                 break
 
@@ -239,7 +239,7 @@ def test_what_a_process_uses_is_read_or_said_to_be_unknown(monkeypatch: pytest.M
     assert machine.cores() >= 1
     if machine.measurable():
         before = machine.cpu([os.getpid()])
-        for _ in deadline(20, "computing that shows"):
+        for _ in deadline(60, "computing that shows"):
             sum(range(1_000_000))
             now = machine.cpu([os.getpid()])
             if now is not None and before is not None and now > before:

@@ -50,7 +50,7 @@ def test_nothing_of_a_deleted_conversation_is_in_any_file(tmp_path: Path) -> Non
         assert left(tmp_path) != [], "or this would show nothing"
         assert chat.client.get("/chat/conversations?q=canary").json["items"]  # type: ignore[index]
         assert chat.client.delete(path).status_code == 204
-        for _ in deadline(10, "the last bytes"):  # another thread may read the file in the moment of the checkpoint
+        for _ in deadline(30, "the last bytes"):  # another thread may read the file in the moment of the checkpoint
             if not left(tmp_path):
                 break
             app.extensions["flaskchat"].runtime.database.checkpoint()

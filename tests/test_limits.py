@@ -75,14 +75,14 @@ def test_the_fourth_reply_at_once_is_refused_before_its_model_is_asked(make: Cal
         assert post(chat, f"q{number}").status_code == 200
     found = refused(post(chat, "q3"), "too_many_runs")
     assert "3 replies are being written for you" in found["detail"]
-    for _ in deadline(10, "the three questions at the model"):
+    for _ in deadline(30, "the three questions at the model"):
         if len(asked) == 3:
             break
     assert chat.client.get("/chat/conversations").json["items"][0]["title"] == "hello"  # type: ignore[index]
     assert len(chat.client.get("/chat/conversations").json["items"]) == 3, "nothing of it is kept"  # type: ignore[index]
     assert post(ChatClient(app), "q3").status_code == 200, "somebody else may"
     gate.opened.set()
-    for _ in deadline(10, "an ended reply"):
+    for _ in deadline(30, "an ended reply"):
         if post(chat, "q3").status_code == 200:
             break
 
@@ -170,7 +170,7 @@ def test_a_stopped_reply_has_used_what_it_said(make: Callable[..., Made]) -> Non
     chat = ChatClient(app)
     response = post(chat, "q", "y" * 400)
     run_id = response.headers["Flaskchat-Run-Id"]
-    for _ in deadline(10, "the first word"):
+    for _ in deadline(30, "the first word"):
         if b"Well" in next(iter(response.iter_encoded()), b""):
             break
     assert chat.client.post(f"/chat/runs/{run_id}/stop", json={}).status_code == 200
@@ -203,7 +203,7 @@ def test_an_owner_has_so_many_streams_and_a_closed_one_makes_room(make: Callable
     refused(follow(chat, run_id), "too_many_streams")
     refused(post(chat, "other"), "too_many_streams")
     streams[1].close()
-    for _ in deadline(5, "room"):
+    for _ in deadline(30, "room"):
         if (again := follow(chat, run_id)).status_code == 200:
             break
     again.close()
@@ -378,7 +378,7 @@ def test_a_worker_that_holds_too_many_bytes_of_replies_begins_no_further_one(mak
     runs = app.extensions["flaskchat"].runtime.runs
     (feed,) = app.extensions["flaskchat"].runtime.pump.feeds.values()
     feed.text += b"x" * (1 << 17)
-    for _ in deadline(10, "a refusal"):
+    for _ in deadline(30, "a refusal"):
         response = post(chat, uuid.uuid4().hex)
         if response.status_code == 503:
             break

@@ -102,7 +102,7 @@ def test_what_is_given_back_is_written_by_a_task_and_nobody_waits_for_it(start: 
     one, other = start(), start()
     one.nodes.start()
     one.taken(1).release()
-    for _ in deadline(10, "the place to be free at the other machine"):
+    for _ in deadline(30, "the place to be free at the other machine"):
         if other.take(1) is not None:
             break
     one.nodes.close()
@@ -189,7 +189,7 @@ def test_a_request_that_is_given_up_while_it_waits_holds_no_place(start: Callabl
     one.written()
     other.taken(1).release()
     other.written()
-    for _ in deadline(5, "the machine's own place"):
+    for _ in deadline(30, "the machine's own place"):
         if one.take(1) is not None:
             return
 

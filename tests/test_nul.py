@@ -49,7 +49,7 @@ def client(backend: Backend, tmp_path: Path) -> Iterator[FlaskClient]:
 
     yield app.test_client()
     log = app.extensions["flaskchat"].runtime.log
-    for _ in deadline(20, "the connection that hears of news"):
+    for _ in deadline(60, "the connection that hears of news"):
         if backend.postgres is None or log.tells:
             break
     app.extensions["flaskchat"].close()

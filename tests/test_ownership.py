@@ -80,7 +80,7 @@ def app(tmp_path: Path, gate: Gate, backend: Backend) -> Iterator[Flask]:
     def canary(request: Request) -> Iterator[str]:
         yield f"{CANARY} reply "
         if "wait" in request.text:
-            gate.opened.wait(10)
+            gate.opened.wait(60)
 
     @chat.model("raises")
     def raises(request: Request) -> Iterator[str]:

@@ -38,7 +38,7 @@ def take(worker: Places, key: str, most: int) -> Place:
 
 def taken_again(worker: Places, key: str, most: int) -> Place:
     """A place that is free now; that there was none is remembered for a moment."""
-    for _ in deadline(5, "a free place"):
+    for _ in deadline(30, "a free place"):
         if (place := worker.take(key, most)) is not None:
             return place
     raise AssertionError
@@ -70,7 +70,7 @@ def test_a_key_whose_places_lie_scattered_is_filled_to_the_last(worker: Callable
         place.release()
     free = len(held[::7])
     found = 0
-    for _ in deadline(5, "all places"):
+    for _ in deadline(30, "all places"):
         found += workers[found % 3].take("ada", 100) is not None
         if found == free:
             break

@@ -63,7 +63,7 @@ def until_locked(rooms: Rooms) -> None:
     waiting = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
-    for _ in deadline(10, "somebody to wait for a lock"):
+    for _ in deadline(30, "somebody to wait for a lock"):
         if rooms.rows(waiting)[0][0]:
             return
 
@@ -104,7 +104,7 @@ def test_a_number_that_was_rolled_back_is_looked_for_no_longer_than_a_transactio
     other.database.write(lambda c: insert(c, "run_after"))
     assert run_of(look(mine)) == ["run_after"]
     assert len(mine.journal._holes) == 1
-    for _ in deadline(5, "the hole to be given up"):
+    for _ in deadline(30, "the hole to be given up"):
         look(mine)
         if not mine.journal._holes:
             break
@@ -151,26 +151,26 @@ def test_a_listener_is_told_of_what_others_append_and_not_of_its_own(two: tuple[
     mine.append(own, "a")
     mine.journal.start()
     try:
-        for _ in deadline(10, "somebody to listen"):
+        for _ in deadline(30, "somebody to listen"):
             if mine.journal.tells:
                 break
         mine.journal.follow()
         mine.journal.on_news = lambda: rung.append(1)
         mine.append(own, "b")
         other.append(theirs, "news")
-        for _ in deadline(10, "news"):
+        for _ in deadline(30, "news"):
             if rung:
                 break
         assert run_of(mine.journal.turn(mine.holding.lease, [], [])) == [theirs.run_id]
         other.journal.announce(Stop(theirs.run_id, 1.0))
-        for _ in deadline(10, "control"):
+        for _ in deadline(30, "control"):
             if mine.journal._told:
                 break
         other.rows(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"))
-        for _ in deadline(10, "the loss to be noticed, and to be mended"):
+        for _ in deadline(30, "the loss to be noticed, and to be mended"):
             if not mine.journal.tells:
                 break
-        for _ in deadline(10, "somebody to listen again"):
+        for _ in deadline(30, "somebody to listen again"):
             if mine.journal.tells:
                 break
     finally:
@@ -251,7 +251,7 @@ def test_a_lease_is_not_taken_back_under_a_run_that_is_just_being_begun(make: Ca
 
     holding.ensure = slowly  # type: ignore[method-assign]
     beginning = Beside(lambda: rooms.begin("And?"))
-    for _ in deadline(10, "the run to be under way"):
+    for _ in deadline(30, "the run to be under way"):
         if begun:
             break
     rooms.database.write(holding.release)

@@ -54,7 +54,7 @@ def test_a_reader_that_the_log_fails_is_let_go_of_and_its_client_sees_the_end(
         with pytest.raises(HandedOver):
             next(reader)
         ours.close()
-        assert keeper.detached.wait(10)
+        assert keeper.detached.wait(60)
         theirs.settimeout(10)
         received = b""
         while data := theirs.recv(100):

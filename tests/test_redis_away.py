@@ -75,7 +75,7 @@ def test_a_reader_that_was_ahead_of_what_redis_kept_goes_on_where_it_was(two: tu
     run = watch(mine, begun)
     redis(other, "FLUSHALL")
     other.append(begun, "c")
-    for _ in deadline(20, "the event after"):
+    for _ in deadline(60, "the event after"):
         for entry in look(mine):
             mine.memory.apply(entry)
         if run.last_seq == 4:
@@ -130,7 +130,7 @@ def test_a_redis_that_does_not_answer_is_refused_in_time_and_used_again_when_it_
     with pytest.raises(Unavailable):
         rooms.journal.announce(Stop(begun.run_id, 1.0))
     redis_server.thaw()
-    for _ in deadline(20, "Redis to be used again"):
+    for _ in deadline(60, "Redis to be used again"):
         try:
             rooms.journal.turn(rooms.holding.lease, [entry], [])
             rooms.journal.ready()
@@ -182,7 +182,7 @@ def test_a_run_ends_though_redis_is_away_and_the_store_has_its_end(
     redis_server.start()
     assert not other.journal.empty()
     name = f"{{{other.journal._keys.prefix}}}:run:{begun.run_id}"
-    for _ in deadline(20, "its stream to be told to expire soon"):
+    for _ in deadline(60, "its stream to be told to expire soon"):
         other.journal.prune()
         ttl = redis_server.command("TTL", name)
         if 0 < int(ttl.removeprefix(b":")) <= streams.ENDED_SECONDS:
@@ -203,7 +203,7 @@ def test_a_deleted_run_leaves_nothing_in_redis_also_when_it_was_away_meanwhile(
     rooms.journal.forget([second.run_id], 0)
     redis_server.thaw()
     assert not rooms.journal.empty()
-    for _ in deadline(20, "it to be deleted"):
+    for _ in deadline(60, "it to be deleted"):
         rooms.journal.prune()
         if rooms.journal.empty():
             break

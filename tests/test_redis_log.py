@@ -56,7 +56,7 @@ def test_a_follower_gets_only_the_runs_that_are_watched_here_and_each_event_once
     frames = other.append(watched, "after")
     other.append(unwatched, "after")
     got: list[Any] = []
-    for _ in deadline(20, "the tail to read it"):
+    for _ in deadline(60, "the tail to read it"):
         got += mine.journal.turn(mine.holding.lease, [], [])
         if got:
             break
@@ -77,7 +77,7 @@ def test_one_connection_reads_all_runs_that_are_followed(two: tuple[Rooms, Rooms
     for word in ("one", "two"):
         for one in begun:
             other.append(one, word)
-        for _ in deadline(20, "the tail to read it"):
+        for _ in deadline(60, "the tail to read it"):
             for entry in mine.journal.turn(mine.holding.lease, [], []):
                 mine.memory.apply(entry)
             if [run.frames for run in followed] == [other.live[one.run_id] for one in begun]:
@@ -118,7 +118,7 @@ def test_control_reaches_everybody_once_also_who_wrote_it_and_who_follows_a_mome
     mine.journal.announce(stop)
     for rooms in two:
         got: list[Any] = []
-        for _ in deadline(20, "control"):
+        for _ in deadline(60, "control"):
             got += look(rooms)
             if got:
                 break
@@ -187,7 +187,7 @@ def test_what_a_stale_owner_appends_is_in_the_runs_end_or_refused(two: tuple[Roo
             stale.journal.turn(lease, [late], [])
     assert other.state(begun) == "interrupted"
     assert other.text(begun) == ("Hello" if when == "before the reading" else "Hel")
-    for _ in deadline(20, "the end to come over Redis"):
+    for _ in deadline(60, "the end to come over Redis"):
         for entry in look(other):
             other.memory.apply(entry)
         if watched.ended:
@@ -212,7 +212,7 @@ def test_the_terminal_event_follows_a_seal_and_is_read_by_whoever_had_read_the_s
     other.journal.past([begun.run_id])
     assert look(other) == []
     rounds(other, 6)
-    for _ in deadline(20, "the end"):
+    for _ in deadline(60, "the end"):
         for entry in look(other):
             other.memory.apply(entry)
         if run.ended:

@@ -39,7 +39,7 @@ def runtime(tmp_path: Path, backend: Backend) -> Iterator[Runtime]:
 
     def model(request: Any) -> Iterator[str]:
         yield "Hello"
-        told.wait(10)
+        told.wait(60)
 
     settings = Settings(model="waits", drain=0.0, titles=False)
     if backend.redis is not None:
@@ -85,7 +85,7 @@ def start_and_die(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, asked: Comm
 def ended(runtime: Runtime, run_id: str, rounds: int = 2) -> None:
     for _ in range(rounds):
         runtime.sweeper.round()
-    for _ in deadline(5, "the run's end"):
+    for _ in deadline(30, "the run's end"):
         if state(runtime, run_id) != "running":
             break
 
@@ -122,14 +122,14 @@ def test_a_start_that_takes_its_time_is_not_taken_for_dead(runtime: Runtime, mon
     def slow(*args: Any) -> Begun:
         begun = begin(*args)
         committed.set()
-        may_go_on.wait(10)
+        may_go_on.wait(60)
         return begun
 
     monkeypatch.setattr(runtime.store, "begin", slow)
     found: list[Begun] = []
     thread = threading.Thread(target=lambda: found.append(runtime.runs.start(OWNER, command())[0]))
     thread.start()
-    assert committed.wait(5)
+    assert committed.wait(30)
     monkeypatch.undo()
     for _ in range(4):
         runtime.sweeper.round()
@@ -137,7 +137,7 @@ def test_a_start_that_takes_its_time_is_not_taken_for_dead(runtime: Runtime, mon
     thread.join()
     runtime.sweeper.round()
     (begun,) = found
-    for _ in deadline(5, "the first word"):
+    for _ in deadline(30, "the first word"):
         if begun.run_id in runtime.pump.feeds and runtime.pump.feeds[begun.run_id].live.last_seq == 2:
             break
     assert state(runtime, begun.run_id) == "running"
@@ -164,11 +164,11 @@ def test_a_stop_of_a_run_whose_start_died_is_answered(runtime: Runtime, monkeypa
     answers: list[str] = []
     thread = threading.Thread(target=lambda: answers.append(runtime.runs.stop(run_id, OWNER).state))
     thread.start()
-    for _ in deadline(5, "the Stop in the log"):
+    for _ in deadline(30, "the Stop in the log"):
         if runtime.database.read(lambda c: c.execute(sa.select(journal.c.id)).all()):
             break
     ended(runtime, run_id)
-    thread.join(5)
+    thread.join(30)
     assert answers == ["interrupted"]
 
 
@@ -194,7 +194,7 @@ def test_a_run_ends_though_whoever_stops_it_is_killed_while_its_model_is_closed(
 ) -> None:
     begun, _ = runtime.runs.start(OWNER, command())
     feed = runtime.pump.feeds[begun.run_id]
-    for _ in deadline(5, "the first word"):
+    for _ in deadline(30, "the first word"):
         if feed.live.last_seq == 2:
             break
 
@@ -204,7 +204,7 @@ def test_a_run_ends_though_whoever_stops_it_is_killed_while_its_model_is_closed(
     monkeypatch.setattr(feed.source, "close", die)
     with pytest.raises(Killed):
         runtime.runs.stop(begun.run_id, OWNER)
-    for _ in deadline(5, "the run's end"):
+    for _ in deadline(30, "the run's end"):
         if state(runtime, begun.run_id) != "running":
             break
     assert state(runtime, begun.run_id) == "stopped"
@@ -242,7 +242,7 @@ def test_a_run_whose_end_the_database_has_lost_is_ended_once_more_as_the_log_has
     other = runtime.runs.start(OWNER, command())[0].run_id
     begun, live = runtime.runs.start(OWNER, command())
     assert live is not None
-    for _ in deadline(5, "the first word"):
+    for _ in deadline(30, "the first word"):
         if live.last_seq == 2:
             break
     runtime.runs.stop(begun.run_id, OWNER)

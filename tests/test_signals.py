@@ -68,7 +68,7 @@ def test_what_has_ended_is_in_the_store_when_it_is_told(tmp_path: Path) -> None:
 
     with ChatClient(app) as chat:
         chat.ask("hello")
-        for _ in deadline(5, "the signal"):
+        for _ in deadline(30, "the signal"):
             if seen:
                 break
     assert seen == ["done"]
@@ -154,7 +154,7 @@ def test_a_handler_that_waits_holds_up_no_reply(tmp_path: Path) -> None:
 
     @run_started.connect_via(app)
     def slow(sender: Flask, **more: Any) -> None:
-        go_on.wait(10)
+        go_on.wait(60)
 
     with ChatClient(app) as chat:
         assert chat.ask("a").state == "done"

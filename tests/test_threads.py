@@ -126,7 +126,7 @@ def runtime(tmp_path: Path) -> Iterator[Runtime]:
     told = threading.Event()
 
     def model(request: Any) -> Iterator[str]:
-        told.wait(10)
+        told.wait(60)
         yield "too late"
 
     settings = Settings(model="waits", drain=0.0, titles=False)
@@ -162,7 +162,7 @@ def test_a_stop_that_comes_while_its_run_is_being_added_is_not_lost(
 
     def after_the_question(*args: Any) -> Any:
         begun.set()
-        asked.wait(10)
+        asked.wait(60)
         return make_feed(*args)
 
     class Feeds(dict[str, Any]):
@@ -172,7 +172,7 @@ def test_a_stop_that_comes_while_its_run_is_being_added_is_not_lost(
             before = super().get(run_id, default)
             if before is None and run_id and threading.current_thread() is threading.main_thread():
                 asked.set()
-                added.wait(10)
+                added.wait(60)
             return before
 
     monkeypatch.setattr(runtime.runs, "_feed", after_the_question)
@@ -185,12 +185,12 @@ def test_a_stop_that_comes_while_its_run_is_being_added_is_not_lost(
     question = command()
     thread = threading.Thread(target=start)
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     known = runtime.store.known(OWNER, question)
     assert known is not None
     runtime.runs._stop_asked(Stop(known.run_id, time.monotonic(), clock()))
-    thread.join(10)
-    for _ in deadline(10, "the run's end"):
+    thread.join(60)
+    for _ in deadline(30, "the run's end"):
         row = runtime.store.run(known.run_id, OWNER)
         if row is not None and row.state == "stopped":
             break

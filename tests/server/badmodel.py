@@ -450,7 +450,7 @@ class Running:
 
     def stats(self, tag: str | None = None) -> dict[str, Any]:
         """What it saw, under one tag or in all; zeros for a tag it has not seen."""
-        with urllib.request.urlopen(f"{self.origin}/stats", timeout=5) as response:
+        with urllib.request.urlopen(f"{self.origin}/stats", timeout=60) as response:
             found = json.load(response)
         return dict(found if tag is None else found["tags"].get(tag, _counters()))
 

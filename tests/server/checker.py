@@ -70,7 +70,7 @@ def check(
 
 
 def judge(
-    history: History, server: Server, model: Running | None = None, *, tap: Tap | None = None, seconds: float = 30,
+    history: History, server: Server, model: Running | None = None, *, tap: Tap | None = None, seconds: float = 60,
     **more: Any,
 ) -> None:  # fmt: skip
     """Wait until every run has ended (at most `seconds`), then check and fail with all violations, one a line.

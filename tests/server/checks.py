@@ -26,7 +26,7 @@ def everything(stream: Stream) -> list[sse.Frame]:
     return list(stream.frames)
 
 
-def follow_to_the_end(client: Client, stream: Stream, frames: list[sse.Frame], seconds: float = 15) -> list[sse.Frame]:
+def follow_to_the_end(client: Client, stream: Stream, frames: list[sse.Frame], seconds: float = 60) -> list[sse.Frame]:
     """Come back with the last id until the terminal event, as a browser does; any status but 200 would end one."""
     for _ in deadline(seconds, "the terminal event"):
         if frames and frames[-1].event in TERMINAL:

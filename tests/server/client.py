@@ -112,7 +112,7 @@ class Client:
 
     def connect_to(self, worker: int) -> HTTPConnection:
         """A kept-alive connection that the process `worker` serves."""
-        for _ in deadline(20, f"a connection to worker {worker}"):
+        for _ in deadline(60, f"a connection to worker {worker}"):
             connection = self.connect()
             connection.request("GET", "/plain")
             response = connection.getresponse()
@@ -168,7 +168,7 @@ class Client:
         found = self.json(f"/conversations/{conversation_id}")
         return next(m for m in found["messages"] if m["id"] == message_id)
 
-    def wait_state(self, conversation_id: str, message_id: str, seconds: float = 20) -> Any:
+    def wait_state(self, conversation_id: str, message_id: str, seconds: float = 60) -> Any:
         """The message, once it is no longer running."""
         for _ in deadline(seconds, "the reply's end in the store"):
             message = self.message(conversation_id, message_id)

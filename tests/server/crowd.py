@@ -48,7 +48,7 @@ class Crowd:
             if thread.is_alive():
                 self.errors.append(f"{thread.name} waits for ever")
 
-    def wait(self, replies: int, seconds: float = 30) -> None:
+    def wait(self, replies: int, seconds: float = 60) -> None:
         """Until so many more replies have been read to their end."""
         before = self.replies
         for _ in deadline(seconds, f"{replies} replies"):

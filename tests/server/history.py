@@ -314,7 +314,7 @@ class Visitor:
         self.history.readings.append(reading)
         return reading
 
-    def to_the_end(self, run_id: str, cursor: int | None = None, seconds: float = 30) -> list[Event]:
+    def to_the_end(self, run_id: str, cursor: int | None = None, seconds: float = 60) -> list[Event]:
         """Come back with the last id until the terminal event.
 
         :returns: the events after `cursor`.

@@ -106,7 +106,7 @@ def started(command: list[str], log: Path, port: int) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
-        for _ in deadline(20, f"{command[0]} to listen"):
+        for _ in deadline(60, f"{command[0]} to listen"):
             assert process.poll() is None, log.read_text(errors="replace")
             with socket.socket() as sock:
                 if sock.connect_ex(("127.0.0.1", port)) == 0:
@@ -115,7 +115,7 @@ def started(command: list[str], log: Path, port: int) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -113,7 +113,7 @@ def assert_told_the_operator_alone(server: Server, client: Client, stream: Strea
 
 def assert_asked(model: Running, directive: dict[str, Any], posts: int) -> None:
     """So often, and let go of."""
-    for _ in deadline(5, "the model's connection to be closed"):
+    for _ in deadline(30, "the model's connection to be closed"):
         stats = model.stats(directive["tag"])
         if stats["live"] == 0:
             break
@@ -225,7 +225,7 @@ def test_a_python_model_that_blocks_the_hub_delays_its_worker_is_named_and_loses
     rest = everything(beside)
     assert_whole(client, beside, rest, "done")
     assert text(rest) == "".join(f"word{n} ü€😀 " for n in range(150))
-    for _ in deadline(10, "the watch to name it"):
+    for _ in deadline(30, "the watch to name it"):
         if re.search(r"the hub was held for .* by\n(?:.*\n)*?.*breaking\.py.*in holds", server.log()):
             break
 

@@ -58,7 +58,7 @@ def shown_by(server: Server, pid: int) -> float:
 
 def ask_at(visitor: Visitor, worker: int, **directive: object) -> Reading:
     """Ask this worker, so that it has a run and a lease."""
-    for _ in deadline(20, f"a run at worker {worker}"):
+    for _ in deadline(60, f"a run at worker {worker}"):
         reading = visitor.ask(**directive)
         reading.take(2)
         if reading.worker == worker:

@@ -54,7 +54,7 @@ def both(server: Server, client: Client) -> Iterator[Any]:
 
 
 def noticed(server: Server, times: int = 1) -> None:
-    for _ in deadline(20, "the log to be refused"):
+    for _ in deadline(60, "the log to be refused"):
         if server.log().count("the log cannot be used") >= times:
             return
 
@@ -134,7 +134,7 @@ def test_a_short_fault_of_the_database_refuses_questions_serves_readers_and_lose
             assert [frame[1:] for frame in client.follow(done.run_id).rest()] == [frame[1:] for frame in kept]
             assert client.json(f"/conversations/{start_of(stream)['conversation_id']}")["running"]
             connection = client.connect_to(stream.worker)
-            for _ in deadline(5, "a load balancer to be told"):
+            for _ in deadline(30, "a load balancer to be told"):
                 if "log" in client.request("GET", "/readyz", connection=connection).json().get("wrong", ()):
                     break
     frames = everything(stream)
@@ -198,7 +198,7 @@ def to_the_end(client: Client, stream: Stream) -> list[Any]:
     """Come back with the last id until the terminal event, as a browser does."""
     stream.rest()
     frames = list(stream.frames)
-    for _ in deadline(20, "the terminal event"):
+    for _ in deadline(60, "the terminal event"):
         if frames[-1].event in TERMINAL:
             return frames
         again = client.follow(stream.run_id, frames[-1].id)
@@ -219,7 +219,7 @@ def test_stop_lets_go_of_the_model_at_once_though_its_end_must_wait_for_the_lock
         noticed(server)
         connection.request("POST", f"/runs/{stream.run_id}/stop", headers={"Cookie": client.cookie})
         asked_at = time.monotonic()
-        for _ in deadline(5, "the model to be let go"):
+        for _ in deadline(30, "the model to be let go"):
             closed_at = model.stats(directive["tag"])["closed_at"]
             if closed_at:
                 break
@@ -246,7 +246,7 @@ def test_a_worker_that_starts_while_the_database_is_locked_waits_for_it_and_serv
         server = serve({"FLASKCHAT_DATABASE_TIMEOUT": "0.3"}, app=BREAKING, args=["-c", str(conf)])
         before = set(server.workers())
         client = server.client()
-        for _ in deadline(10, "the lock to be noticed"):
+        for _ in deadline(30, "the lock to be noticed"):
             if "cannot be used yet: database is locked" in server.log():
                 break
         refused = client.send("3 0")

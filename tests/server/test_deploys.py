@@ -56,7 +56,7 @@ def test_a_leaving_worker_takes_no_question_and_still_answers_followers_and_stop
     stream.take(5)
     kept = [client.connect_to(stream.worker) for _ in range(24)]
     os.kill(stream.worker, signal.SIGTERM)
-    for _ in deadline(5, "the worker to find that it is to leave"):  # it closes a connection after each answer then
+    for _ in deadline(30, "the worker to find that it is to leave"):  # it closes a connection after each answer then
         if "draining" in client.request("GET", "/readyz", connection=kept.pop()).json().get("wrong", ()):
             break
     refused = client.send("5 0", connection=kept[0])
@@ -113,7 +113,7 @@ class Reading:
         self.ended_at = time.monotonic()
 
     def close(self) -> None:
-        self.thread.join(10)
+        self.thread.join(30)
         self.sock.close()
 
     @property
@@ -132,7 +132,7 @@ def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(s
     silent = client.send("x", model="silent")
     silent.take(2)
     readings = [Reading(server, client, f"/runs/{s.run_id}/events") for s in (long, silent, fits) for _ in range(4)]
-    for _ in deadline(5, "the readers"):
+    for _ in deadline(30, "the readers"):
         if all(b"event: start" in reading.raw for reading in readings):
             break
     server.process.send_signal(signal.SIGTERM)
@@ -176,7 +176,7 @@ def test_a_reload_moves_readers_to_the_new_workers_without_an_error(serve: Calla
         frames = follow_to_the_end(client, stream, stream.frames)
         assert_whole(client, stream, frames, "done")
         assert text(frames) == "".join(f"word{n} ü€😀 " for n in range(120))
-    for _ in deadline(10, "the old workers to be gone"):
+    for _ in deadline(30, "the old workers to be gone"):
         if not old & set(server.workers()):
             break
     assert client.send("5 0").rest()[-1].event == "done"
@@ -241,7 +241,7 @@ def test_deploys_under_load_show_no_error_and_cut_no_reply_that_fits(
                 told = old
                 server.process.send_signal(signal.SIGHUP)
             history.fault("told to leave")
-            for _ in deadline(40, "those who were told to leave to be gone, and others in their place"):
+            for _ in deadline(120, "those who were told to leave to be gone, and others in their place"):
                 if gone(told) and len(server.workers()) == 2:
                     break
             slowest = max(slowest, time.monotonic() - began)

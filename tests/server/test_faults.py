@@ -20,7 +20,7 @@ def test_a_fast_python_model_loses_nothing_while_the_database_is_locked(serve: C
     stream.take(3)
     with write_lock(server):
         time.sleep(0.05)
-        for _ in deadline(10, "the workers to notice"):
+        for _ in deadline(30, "the workers to notice"):
             if "the log cannot be used" in server.log():
                 break
         until = time.monotonic() + 1.5
@@ -41,7 +41,7 @@ def test_a_full_disk_loses_nothing_and_the_replies_go_on_when_there_is_room(serv
     for pid in server.workers():  # every write past the end of what there is fails
         psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, (wal.stat().st_size, unlimited[1]))
     try:
-        for _ in deadline(10, "the workers to notice"):
+        for _ in deadline(30, "the workers to notice"):
             if "the log cannot be used" in server.log():
                 break
         refused = client.send("5 0")

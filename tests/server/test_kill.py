@@ -89,7 +89,7 @@ class Kill:
 
     def __init__(self, server: Server, history: History, chance: random.Random, name: str) -> None:
         self.server, self.history, self.chance = server, history, chance
-        for _ in deadline(20, "two workers"):
+        for _ in deadline(60, "two workers"):
             if len(server.workers()) == 2:
                 break
         self.victim = chance.choice(server.workers())
@@ -233,7 +233,7 @@ def test_a_question_that_its_host_gave_up_has_an_end_though_its_worker_lives(ser
             time.sleep(0.05)
     given_up.join(20)
     assert given_up.came is None or given_up.came.status == 500
-    for _ in deadline(20, "an answer once the log can be written again"):
+    for _ in deadline(60, "an answer once the log can be written again"):
         again = asker.post(question)
         if again.status != 503:
             break
@@ -242,7 +242,7 @@ def test_a_question_that_its_host_gave_up_has_an_end_though_its_worker_lives(ser
     events = [*again, *([] if again.ended else asker.to_the_end(again.run_id, again.last))]
     assert [event.event for event in events] == ["start", "interrupted"]
     assert time.monotonic() - asked_at < 15
-    for _ in deadline(20, "the words for the operator"):
+    for _ in deadline(60, "the words for the operator"):
         if "its start died" in server.log():
             break
     asker.stop(before.run_id)
@@ -275,7 +275,7 @@ def test_after_a_kill_of_everything_a_new_start_ends_every_run_with_what_was_see
         for pid in [server.process.pid, *server.workers()]:
             killed.append(history.fault("kill -9", pid))
             psutil.Process(pid).kill()
-        server.process.wait(5)
+        server.process.wait(30)
         late.join(20)
         for stream in (*streams, ending):
             stream.rest()

@@ -89,7 +89,7 @@ def test_of_twenty_streams_at_once_ten_are_opened(serve: Callable[..., Server]) 
     for answer in answers:
         answer.close()
     again = None
-    for _ in deadline(20, "the places of those that left"):
+    for _ in deadline(60, "the places of those that left"):
         again = client.follow(first.run_id)
         if again.status == 200:
             break
@@ -121,14 +121,14 @@ def test_the_places_of_a_killed_worker_are_free_and_its_runs_end(serve: Callable
     assert client.send("y", model="silent").status == 429
     os.kill(killed, signal.SIGKILL)
     again: list[Stream] = []
-    for _ in deadline(20, "four places"):
+    for _ in deadline(60, "four places"):
         if all(pid != killed for pid in server.workers()):
             stream = client.follow(first.run_id)
             if stream.status == 200:
                 again.append(stream)
         if len(again) == 4:
             break
-    for _ in deadline(20, "the end of the run that was lost"):
+    for _ in deadline(60, "the end of the run that was lost"):
         stream = client.send("y", model="silent")
         if stream.status == 200:
             break

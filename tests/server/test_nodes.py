@@ -177,7 +177,7 @@ def test_a_limit_of_streams_counts_those_of_both_nodes_and_none_of_a_killed_one(
         assert (refused.status, refused.json()["code"]) == (429, "too_many_streams")
         refused.close()
     streams[1].close()  # at the other; so one may be opened here
-    for _ in deadline(20, "the place of a stream that was closed at the other node"):
+    for _ in deadline(60, "the place of a stream that was closed at the other node"):
         again = client.send(question)
         if again.status == 200:
             break

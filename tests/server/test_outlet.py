@@ -18,7 +18,7 @@ from tests.server.client import deadline, seqs, text
 
 def test_open_streams_take_no_connection_of_the_worker_s_and_no_greenlet(serve: Callable[..., Server]) -> None:
     server = serve({"FLASKCHAT_MAX_STREAMS": "60"}, workers=1, args=["--worker-connections", "6"])
-    client = server.client(timeout=20)
+    client = server.client(timeout=60)
     streams = [client.send("4000 20")]
     before = 0
     for _ in range(40):  # many times what the worker has connections for
@@ -92,7 +92,7 @@ def test_clients_that_leave_take_their_descriptor_with_them(serve: Callable[...,
         assert worker.num_fds() >= before + 10
         for reader in readers:
             reader.close()
-    for _ in deadline(20, "the descriptors of readers that have left"):
+    for _ in deadline(60, "the descriptors of readers that have left"):
         if worker.num_fds() <= before + 2:
             break
     assert run.take(2)
@@ -115,7 +115,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
-    theirs.settimeout(10)
+    theirs.settimeout(60)
     return ours, theirs
 
 

@@ -153,7 +153,7 @@ def assert_not_ready(server: Server, wrong: set[str]) -> None:
 def assert_ready(server: Server) -> None:
     for worker in server.workers():
         client = server.client()
-        for _ in deadline(20, "readiness to be back"):
+        for _ in deadline(60, "readiness to be back"):
             if client.request("GET", "/readyz", connection=client.connect_to(worker)).status == 200:
                 break
 
@@ -202,7 +202,7 @@ def test_replies_outlive_a_partition_and_nobody_waits_in_silence(
         assert [at for at in heard.at if pulled < at < plugged], "silence"
         assert_ready(server)
         assert not ports & held(server, line)[0], "a connection from before the partition is still in use"
-        for _ in deadline(20, "sockets to be closed"):
+        for _ in deadline(60, "sockets to be closed"):
             if held(server, line)[1] <= descriptors + 4:
                 break
         judge(history, server, model)
@@ -254,7 +254,7 @@ def test_the_replies_of_a_node_that_is_cut_off_end_at_the_other_and_what_it_appe
             assert seen == [event.what for event in ended.get(reading.run_id, ours.events)]
         assert cut.log().count("was taken over while this worker was held up") >= 1
         for tag in (str(post.tag) for post in history.posts[:3]):
-            for _ in deadline(20, "the models to be let go"):
+            for _ in deadline(60, "the models to be let go"):
                 if model.stats(tag)["live"] == 0:
                     break
         assert_ready(cut)

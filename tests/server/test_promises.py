@@ -182,7 +182,7 @@ def stop_through_the_other(chat_server: Server, model: Running, directive: dict[
     directive, stream = ask(client, **directive)
     tag = directive["tag"]
     seen = stream.take(2 if directive.get("tokens") else 1)
-    for _ in deadline(5, "the model to be asked"):
+    for _ in deadline(30, "the model to be asked"):
         if model.stats(tag)["live"] == 1:
             break
     other = next(pid for pid in chat_server.workers() if pid != stream.worker)
@@ -192,7 +192,7 @@ def stop_through_the_other(chat_server: Server, model: Running, directive: dict[
     asked_at = time.monotonic()
     answer = client.stop(stream.run_id, connection=connection)
     assert answer["state"] == "stopped"
-    for _ in deadline(5, "the model to see its connection closed"):
+    for _ in deadline(30, "the model to see its connection closed"):
         closed_at = model.stats(tag)["closed_at"]
         if closed_at:
             break

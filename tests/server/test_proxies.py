@@ -176,7 +176,7 @@ def test_a_client_that_leaves_is_noticed_behind_a_proxy(
     stream = client.send('{"tokens": 5, "rate": 20, "fault": "stall", "after": 2, "hold": 600}')
     stream.take(2)
     stream.close()
-    for _ in deadline(20, "its place to be free, within some heartbeats"):
+    for _ in deadline(60, "its place to be free, within some heartbeats"):
         if streams(behind) == 0:
             break
     client.stop(stream.run_id)
@@ -267,7 +267,7 @@ def test_a_page_behind_nginx_on_another_port_than_80_may_send(serve: Callable[..
     with proxies.deployed_nginx(tmp_path, server.port) as port:
         body = json.dumps({"message": {"id": "from-another-port", "text": '{"tokens": 3}'}})
         for origin, status in ((f"http://127.0.0.1:{port}", 200), ("http://127.0.0.1", 403)):
-            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
                 headers = {"Content-Type": "application/json", "Origin": origin}
                 connection.request("POST", "/conversation", body, headers)
                 assert connection.getresponse().status == status, origin

@@ -249,7 +249,7 @@ def test_a_conversation_that_is_deleted_while_it_is_written_leaves_nothing(
         assert deleter.call("POST", f"/runs/{reading.run_id}/stop", {}).status == 404
         leave(*tabs)
     print(dict(ends), "the other question:", dict(asked))
-    for _ in deadline(5, "the model to be left by all"):
+    for _ in deadline(30, "the model to be left by all"):
         if not any(model.stats(tag)["live"] for tag in tags):
             break
     assert counts(racing) == before

@@ -146,7 +146,7 @@ def test_the_place_of_a_client_that_vanished_is_free_at_once(shared: Server) -> 
     for left, worker in ((stream, own), (foreign, other)):
         left.close()
         left_at = time.monotonic()
-        for _ in deadline(5, "the place to be free"):
+        for _ in deadline(30, "the place to be free"):
             if streams_open(client, worker) == 0:
                 break
         assert time.monotonic() - left_at < 0.25, "it was noticed with the next heartbeat only"
@@ -176,7 +176,7 @@ def test_clients_that_do_not_read_are_cut_off_and_slow_nobody(shared: Server) ->
     took = time.monotonic() - began
     print(f"{took:.1f} s for 4 MB; {most >> 20} MiB more memory at most")
     assert most < 60 << 20
-    for _ in deadline(5, "the stalled clients' places to be free"):
+    for _ in deadline(30, "the stalled clients' places to be free"):
         if sum(streams_open(client, pid) for pid in shared.workers()) == 0:
             break
     for sock in stalled:
@@ -188,10 +188,10 @@ def test_a_client_that_does_not_read_a_finished_run_is_cut_off_too(shared: Serve
     stream = client.send("9000 0")
     stream.rest()
     stalled = [raw_request(shared, client, "GET", f"/runs/{stream.run_id}/events") for _ in range(3)]
-    for _ in deadline(5, "the stalled clients to be counted"):
+    for _ in deadline(30, "the stalled clients to be counted"):
         if sum(streams_open(client, pid) for pid in shared.workers()) == 3:
             break
-    for _ in deadline(8, "the stalled clients' places to be free"):
+    for _ in deadline(30, "the stalled clients' places to be free"):
         if sum(streams_open(client, pid) for pid in shared.workers()) == 0:
             break
     for sock in stalled:
@@ -302,7 +302,7 @@ def test_what_memory_has_let_go_of_is_read_from_the_log(shared: Server) -> None:
     read("0", stream)
     first = client.follow(stream.run_id, connection=client.connect_to(other))  # the other worker follows from now on
     read("0", first)
-    for _ in deadline(10, "more of the run than is held"):
+    for _ in deadline(30, "more of the run than is held"):
         if len(first.frames) > 150:
             break
     for cursor in ("0", "3", "100", "ahead", "99999"):
@@ -339,7 +339,7 @@ def test_above_capacity_streams_are_refused_and_health_and_stop_get_through(one:
     ready.close()
     assert client.stop(streams[0].run_id)["state"] == "stopped"
     streams[0].rest()
-    for _ in deadline(5, "the place to be free"):
+    for _ in deadline(30, "the place to be free"):
         again = client.send("x", model="silent")
         if again.status == 200:
             break

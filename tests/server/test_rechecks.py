@@ -174,7 +174,7 @@ def test_on_another_device_the_same_user_comes_back_by_itself(guarded: Callable[
     again = phone.follow(stream.run_id, 2)
     assert again.status == 200
     alive(again)
-    for _ in deadline(10, "Stop"):
+    for _ in deadline(30, "Stop"):
         if phone.stop(stream.run_id)["state"] == "stopped":
             break
     assert [frame.event for frame in again.rest()] == ["stopped"]

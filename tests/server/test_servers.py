@@ -51,7 +51,7 @@ def test_gthread_streams_stops_and_drains_the_same(serve: Callable[..., Server],
     os.kill(stream.worker, signal.SIGTERM)
     frames = stream.frames + stream.rest()
     if frames[-1].event != "done":
-        for _ in deadline(5, "another worker"):
+        for _ in deadline(30, "another worker"):
             try:
                 frames += client.follow(stream.run_id, frames[-1].id).rest()
                 break
@@ -66,7 +66,7 @@ def test_a_sync_worker_is_refused_with_the_line_to_change(tmp_path: Path) -> Non
         sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"127.0.0.1:{free_port()}", "--no-control-socket",
         "tests.server.app:app",
     ]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False)
     assert result.returncode != 0
     assert "gunicorn -k gevent" in result.stderr
 
@@ -74,7 +74,7 @@ def test_a_sync_worker_is_refused_with_the_line_to_change(tmp_path: Path) -> Non
 def test_two_first_requests_at_once_after_a_preload_do_not_hold_the_worker(serve: Callable[..., Server]) -> None:
     """The application is loaded before the fork, in a process that gevent has not patched yet."""
     server = serve({"FLASKCHAT_DATABASE_TIMEOUT": 60}, workers=1, args=["--preload"])
-    client = server.client(timeout=20)
+    client = server.client(timeout=60)
     path = database(server)
     path.parent.mkdir(exist_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -98,7 +98,7 @@ def flask_run(tmp_path: Path) -> Iterator[Client]:
     )
     client = Client(port)
     try:
-        for _ in deadline(20, "flask run to answer"):
+        for _ in deadline(60, "flask run to answer"):
             try:
                 if client.get("/healthz").status == 200:
                     break
@@ -108,7 +108,7 @@ def flask_run(tmp_path: Path) -> Iterator[Client]:
     finally:
         client.close()
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(10)
+        process.wait(30)
 
 
 def test_flask_run_with_its_reloader_streams_and_stops_the_same(flask_run: Client) -> None:

@@ -122,7 +122,7 @@ def test_a_worker_that_is_told_to_leave_finishes_its_runs_and_moves_its_readers(
     os.kill(stream.worker, signal.SIGTERM)
     frames += stream.rest()
     while frames[-1].event not in ("done", "interrupted"):
-        for _ in deadline(5, "another worker"):
+        for _ in deadline(30, "another worker"):
             try:
                 stream = client.follow(stream.run_id, frames[-1].id)
                 break
@@ -145,7 +145,7 @@ def test_a_killed_worker_loses_nothing_that_was_seen(serve: Callable[..., Server
     with contextlib.suppress(OSError, HTTPException):
         stream.rest()
     frames = list(stream.frames)
-    for _ in deadline(5, "another worker"):
+    for _ in deadline(30, "another worker"):
         try:
             stream = client.follow(stream.run_id, frames[-1].id)
             break

@@ -26,7 +26,7 @@ def test_the_model_s_title_takes_the_place_of_the_question_s_first_words(titled:
     start = json.loads(titled.send(question).take(1)[0].data)
     assert start["title"].startswith("{")
     path = f"/conversations/{start['conversation_id']}"
-    for _ in deadline(10, "the title of the model"):
+    for _ in deadline(30, "the title of the model"):
         if titled.json(path)["title"] == "A short title":
             break
 
@@ -36,7 +36,7 @@ def test_a_title_that_a_person_gave_meanwhile_stays(titled: Client, model: Runni
     conversation = json.loads(stream.take(1)[0].data)["conversation_id"]
     assert titled.request("PATCH", f"/conversations/{conversation}", {"title": "Mine"}).status == 200
     stream.rest()
-    for _ in deadline(10, "both answers of the model"):
+    for _ in deadline(30, "both answers of the model"):
         if model.stats("mine")["finished"] == 2 and not titled.json(f"/conversations/{conversation}")["running"]:
             break
     assert titled.json(f"/conversations/{conversation}")["title"] == "Mine"
@@ -51,11 +51,11 @@ def test_a_title_that_takes_long_gives_way_to_stop_and_the_worker_lives(
         tag = f"{fault}-{number}"
         stream = client.send(json.dumps({"tag": tag, "fault": fault, "hold": 60}))
         stream.take(1)
-        for _ in deadline(5, "the reply and the title to be asked for"):
+        for _ in deadline(30, "the reply and the title to be asked for"):
             if model.stats(tag)["live"] == (2 if fault == "silent-before-first-token" else 1):
                 break
         assert client.stop(stream.run_id)["state"] == "stopped"
-        for _ in deadline(5, "both connections to be closed"):
+        for _ in deadline(30, "both connections to be closed"):
             if model.stats(tag)["live"] == 0:
                 break
     assert titling.workers() == workers, "a worker died"

@@ -220,6 +220,6 @@ def test_a_server_whose_redis_has_another_authority_says_so_and_is_not_ready(
     answer = server.client().get("/readyz")
     assert answer.status == 503
     assert "certificate verify failed" in answer.json()["wrong"]["log"]
-    for _ in deadline(20, "the log to say so"):
+    for _ in deadline(60, "the log to say so"):
         if "certificate verify failed" in server.log():
             break

@@ -45,7 +45,7 @@ class Crowd:
 
     def _connect(self) -> None:
         run_id = self._run_ids[self.answers % len(self._run_ids)]
-        sock = socket.create_connection(("127.0.0.1", self._server.port), timeout=20)
+        sock = socket.create_connection(("127.0.0.1", self._server.port), timeout=60)
         head = f"GET /runs/{run_id}/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: {self._cookie}\r\n\r\n"
         sock.sendall(head.encode())
         sock.setblocking(False)

@@ -126,7 +126,7 @@ def test_a_worker_that_is_full_says_so_and_when_to_try_again(serve: Callable[...
     assert client.get("/conversations").status == 200
     assert client.stop(stream.run_id)["state"] == "stopped", "Stop always gets through"
     stream.rest()
-    for _ in deadline(5, "the place to be free again"):
+    for _ in deadline(30, "the place to be free again"):
         if client.get("/readyz").status == 200:
             break
 
