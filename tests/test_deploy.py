@@ -253,7 +253,7 @@ def test_it_answers_from_the_documentation_and_ends_at_sigterm(tmp_path: Path) -
     try:
         text = first_answer(port, server, log)
         server.terminate()
-        assert server.wait(20) == 0, log.read_text()
+        assert server.wait(90) == 0, log.read_text()
     finally:
         server.kill()
         server.wait(20)
@@ -266,7 +266,7 @@ def test_it_answers_from_the_documentation_and_ends_at_sigterm(tmp_path: Path) -
 def first_answer(port: str, server: subprocess.Popen[bytes], log: Path) -> str:
     """Say hi once the server is up, and read the reply to its end."""
     body = json.dumps({"message": {"id": str(uuid.uuid4()), "text": "hi"}}).encode()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while True:
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
         try:
@@ -298,10 +298,10 @@ def test_a_restart_under_systemd_s_socket_refuses_no_connection_and_is_over_in_s
                 assert connection.getresponse().read()
             told_at = time.monotonic()
             server.terminate()
-            assert server.wait(30) == 0, log.read_text()
+            assert server.wait(90) == 0, log.read_text()
             took = time.monotonic() - told_at
             print(f"gunicorn had gone after {took:.1f} s")
-            assert took < 15, "it waited for idle connections"
+            assert took < 25, "it waited for idle connections"
             waiting = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
             waiting.request("GET", "/healthz")
             server = activated(held, data, log)
@@ -309,7 +309,7 @@ def test_a_restart_under_systemd_s_socket_refuses_no_connection_and_is_over_in_s
             for connection in [*idle, waiting]:
                 connection.close()
             server.terminate()
-            assert server.wait(30) == 0, log.read_text()
+            assert server.wait(90) == 0, log.read_text()
         finally:
             server.kill()
             server.wait(20)

@@ -241,13 +241,13 @@ def test_the_environments_proxies_are_not_used(monkeypatch, bad):
 def test_a_server_that_stays_silent_before_its_head_is_a_timeout(bad):
     started = time.monotonic()
     with pytest.raises(ModelTimeout):
-        ask(provider_at(bad.base_url, first_byte_timeout=0.2), json.dumps({"fault": "silent-before-head"})).open()
-    assert 0.19 < time.monotonic() - started < 1
+        ask(provider_at(bad.base_url, first_byte_timeout=0.2), json.dumps({"fault": "silent-before-head", "hold": 60})).open()
+    assert 0.19 < time.monotonic() - started < 20
 
 
 def test_a_head_that_comes_drop_by_drop_does_not_stretch_the_time():
     def drip(sock):
-        for _ in range(100):
+        for _ in range(3000):  # a minute
             sock.sendall(b"X: y\r\n")
             time.sleep(0.02)
 
@@ -255,7 +255,7 @@ def test_a_head_that_comes_drop_by_drop_does_not_stretch_the_time():
         started = time.monotonic()
         with pytest.raises(ModelTimeout):
             ask(provider_at(url, first_byte_timeout=0.2)).open()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("encrypted", [False, True])

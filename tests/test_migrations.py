@@ -74,7 +74,7 @@ def test_four_processes_that_start_at_once_on_an_empty_file_agree(
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    ends = [process.communicate(timeout=30) for process in processes]
+    ends = [process.communicate(timeout=120) for process in processes]
     assert [(process.returncode, out.strip()) for process, (out, _) in zip(processes, ends, strict=True)] == [
         (0, HEAD)
     ] * 4, [error for _, error in ends]
@@ -148,7 +148,7 @@ def test_a_second_start_needs_no_alembic(tmp_path: Path, opened: Callable[[Path]
         "database.close()\n"
         "assert 'alembic' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True, timeout=90)
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(

@@ -101,7 +101,7 @@ def test_a_server_that_stands_still_is_given_up_within_seconds(make: Callable[[]
             rooms.append(begun, "meanwhile")
         with pytest.raises(LogUnavailable):
             rooms.append(begun, "meanwhile")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 40
     finally:
         backend.postgres.thaw()
     rooms.append(begun, "meanwhile")

@@ -159,8 +159,8 @@ def test_who_waits_for_others_is_told_by_the_log_and_does_not_look_each_tick(ben
     bench.log.others = [Append("run_x", 1, [b"a"])]
     os.write(pipe, b"!")
     began = time.monotonic()
-    bench.pump.poller.wait(10)
-    assert time.monotonic() - began < 5
+    bench.pump.poller.wait(60)
+    assert time.monotonic() - began < 20
     bench.tick()
     assert run.last_seq == 1
     bench.live.unwatch(run, bell)

@@ -67,7 +67,7 @@ def test_one_that_the_host_does_not_answer_for_keeps_nobody_s_turn_from_coming(m
     streams = Streams("slow", "gone", *(f"user{number}" for number in range(20)))
     began = time.monotonic()
     make(streams).round()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 12
     assert "gone" not in streams.names()
     assert len(streams.open) == 21
 
