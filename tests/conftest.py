@@ -28,6 +28,8 @@ from tests.server.client import Client
 
 ROOT = Path(__file__).parent.parent
 WARM = ROOT / "tests" / "server" / "warm.py"
+KEPT_ALIVE = ["--keep-alive", "10"]
+"""Seconds more than gunicorn's own: a connection to a certain worker is to be there still when a busy test uses it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -164,7 +166,7 @@ class Server:
         environment |= {"TEST_INSTANCE": str(folder / "instance"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         command = [
             sys.executable, "-m", "gunicorn", "-k", kind, "-w", str(workers), "-b", f"127.0.0.1:{self.port}",
-            "--no-control-socket", *(("-c", str(WARM)) if kind == "gevent" else ()), *args, app,
+            "--no-control-socket", *(("-c", str(WARM)) if kind == "gevent" else ()), *(args or KEPT_ALIVE), app,
         ]  # fmt: skip
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
