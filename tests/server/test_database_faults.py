@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 import uuid
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from tests.backends import SQLITE
 from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
-from tests.server.checks import assert_whole, error_of, everything, rows, start_of, write_lock
+from tests.server.checks import assert_closed_in_time, assert_whole, error_of, everything, rows, start_of, write_lock
 from tests.server.client import TERMINAL, Client, Stream, deadline, text
 from tests.server.disk import Disk
 
@@ -111,9 +112,9 @@ def test_a_short_fault_of_the_database_refuses_questions_serves_readers_and_lose
     faulty: Callable[..., Server], model: Running, disk: Disk, name: str
 ) -> None:
     """A lock by another process, a full disk, failing writes, and a disk that cannot even be read."""
-    server = faulty()
+    server = faulty(TEST_GIVE_UP=120)  # how long the log may be away is the next test's
     client = server.client()
-    directive, stream = ask(client, tokens=220, rate=50)
+    directive, stream = ask(client, tokens=400, rate=50)
     stream.take(10)
     foreign = client.follow(stream.run_id, connection=client.connect_to(other(server, stream)))
     foreign.take(5)
@@ -154,31 +155,31 @@ def other(server: Server, stream: Stream) -> int:
 def test_a_fault_of_the_database_that_lasts_ends_the_replies_with_an_error_and_their_text(
     faulty: Callable[..., Server], model: Running, disk: Disk, long: bool, name: str
 ) -> None:
-    """Given up after 1.5 seconds, in the long form after the product's own twelve."""
-    patience = 12.0 if long else 1.5
+    """Given up after 3 seconds, in the long form after the product's own twelve."""
+    patience = 12.0 if long else 3.0
     server = faulty(TEST_GIVE_UP=patience)
     client = server.client()
     directive, stream = ask(client, tokens=4000, rate=40)
     stream.take(10)
     _, silent = ask(client, tokens=20, fault="stall", after=5)
     silent.take(2)
+    since = time.monotonic()
     with Fault(name, server, disk):
         noticed(server)
-        since = time.monotonic()
         # The run that moves is given up by its worker; whether the silent one is with it depends on who has it.
-        for _ in deadline(patience + 15, "the model to be let go"):
+        for _ in deadline(patience + 30, "the model to be let go"):
             if model.stats(directive["tag"])["live"] == 0:
                 break
         took = time.monotonic() - since
-        assert took > patience - 1, "a lock that is short must be waited out"
-        assert took < 15, took
+        assert took > patience, "a lock that is short must be waited out"
+        assert took < (15 if long else patience + 20), took
         reader = client.follow(stream.run_id, stream.frames[-1].id)
         assert reader.status == 200
         reader.close()
         assert_refused_everywhere(server, client, model)
     healed_at = time.monotonic()
     frames = to_the_end(client, stream)
-    assert time.monotonic() - healed_at < 5
+    assert time.monotonic() - healed_at < 15
     assert error_of(frames) == "log_unavailable"
     assert "could not be stored" in json.loads(frames[-1].data)["message"]
     assert_whole(client, stream, frames, "error")
@@ -210,24 +211,25 @@ def to_the_end(client: Client, stream: Stream) -> list[Any]:
 def test_stop_lets_go_of_the_model_at_once_though_its_end_must_wait_for_the_lock(
     faulty: Callable[..., Server], model: Running
 ) -> None:
-    server = faulty()
+    server = faulty(FLASKCHAT_DATABASE_TIMEOUT="120", TEST_GIVE_UP="120")
     client = server.client()
-    directive, stream = ask(client, tokens=4000, rate=40)
-    stream.take(5)
-    connection = client.connect_to(stream.worker)
-    with write_lock(server):
-        noticed(server)
-        connection.request("POST", f"/runs/{stream.run_id}/stop", headers={"Cookie": client.cookie})
-        asked_at = time.monotonic()
-        for _ in deadline(30, "the model to be let go"):
-            closed_at = model.stats(directive["tag"])["closed_at"]
-            if closed_at:
-                break
-        assert closed_at[0] - asked_at < 1, "Stop waited for the database"
-    answer = json.loads(connection.getresponse().read())
-    assert answer["state"] == "stopped"
-    assert answer["upstream_closed_ms"] < 300
-    assert_whole(client, stream, everything(stream), "stopped")
+    locked = itertools.count(1)
+
+    def stop() -> Any:
+        directive, stream = ask(client, tokens=4000, rate=40)
+        stream.take(5)
+        connection = client.connect_to(stream.worker)
+        with write_lock(server):
+            noticed(server, next(locked))
+            connection.request("POST", f"/runs/{stream.run_id}/stop", headers={"Cookie": client.cookie})
+            for _ in deadline(30, "the model to be let go while the database is locked"):
+                if model.stats(directive["tag"])["closed_at"]:
+                    break
+        answer = json.loads(connection.getresponse().read())
+        assert_whole(client, stream, everything(stream), "stopped")
+        return answer
+
+    assert_closed_in_time(stop)
 
 
 def test_a_worker_that_starts_while_the_database_is_locked_waits_for_it_and_serves(

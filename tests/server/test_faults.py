@@ -11,10 +11,12 @@ from tests.conftest import Server
 from tests.server.checks import FAULTY, assert_whole, database, everything, start_of, write_lock
 from tests.server.client import deadline, text
 
+BREAKING = "tests.server.breaking:app"
+
 
 def test_a_fast_python_model_loses_nothing_while_the_database_is_locked(serve: Callable[..., Server]) -> None:
     """More comes than may wait for the log: the model waits, and goes on by itself."""
-    server = serve({"FLASKCHAT_MODEL": "lines", "FLASKCHAT_GAP_TIMEOUT": "4"}, app=FAULTY)
+    server = serve({"FLASKCHAT_MODEL": "lines", "FLASKCHAT_GAP_TIMEOUT": "20"}, app=FAULTY)
     client = server.client()
     stream = client.send("1500 700")
     stream.take(3)
@@ -32,7 +34,7 @@ def test_a_fast_python_model_loses_nothing_while_the_database_is_locked(serve: C
 
 
 def test_a_full_disk_loses_nothing_and_the_replies_go_on_when_there_is_room(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count"}, app=FAULTY)
+    server = serve({"FLASKCHAT_MODEL": "count", "TEST_GIVE_UP": "120"}, app=BREAKING)
     client = server.client()
     stream = client.send("200 50")
     stream.take(20)

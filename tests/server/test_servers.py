@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, Server, free_port
 from tests.server.badmodel import Running, text_of
-from tests.server.checks import database, write_lock
+from tests.server.checks import assert_closed_in_time, database, everything, follow_to_the_end, write_lock
 from tests.server.client import Client, deadline, seqs, text
 
 
@@ -40,24 +41,18 @@ def test_gthread_streams_stops_and_drains_the_same(serve: Callable[..., Server],
         rest = other.rest()
         assert text(frames + rest) == text_of(directive)
         assert seqs(rest)[0] == 11
-    silent = client.send(json.dumps({"tag": "gs", "fault": "silent-before-head", "hold": 60}))
-    silent.take(1)
-    other_worker = next(pid for pid in server.workers() if pid != silent.worker)
-    stopped = client.stop(silent.run_id, connection=client.connect_to(other_worker))
-    assert stopped["state"] == "stopped"
-    assert stopped["upstream_closed_ms"] < 300
+
+    def stop() -> Any:
+        silent = client.send(json.dumps({"tag": "gs", "fault": "silent-before-head", "hold": 60}))
+        silent.take(1)
+        other_worker = next(pid for pid in server.workers() if pid != silent.worker)
+        return client.stop(silent.run_id, connection=client.connect_to(other_worker))
+
+    assert_closed_in_time(stop)
     stream = client.send(json.dumps({"tag": "leave", "tokens": 100, "rate": 50}))
     stream.take(5)
     os.kill(stream.worker, signal.SIGTERM)
-    frames = stream.frames + stream.rest()
-    if frames[-1].event != "done":
-        for _ in deadline(30, "another worker"):
-            try:
-                frames += client.follow(stream.run_id, frames[-1].id).rest()
-                break
-            except OSError:
-                continue
-    assert frames[-1].event == "done"
+    assert follow_to_the_end(client, stream, everything(stream))[-1].event == "done"
 
 
 def test_a_sync_worker_is_refused_with_the_line_to_change(tmp_path: Path) -> None:
