@@ -41,9 +41,10 @@ def sleeps(request: Request) -> Iterator[str]:
 
 @chat.model("stubborn")
 def stubborn(request: Request) -> Iterator[str]:
-    """Passes over its end and goes on."""
+    """Passes over its end and goes on, for as many seconds as the question says."""
     yield "Well "
-    for _ in range(20):
+    until = time.monotonic() + float(request.text)
+    while time.monotonic() < until:
         with contextlib.suppress(BaseException):
             time.sleep(0.2)
     yield "I would not"

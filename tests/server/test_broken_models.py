@@ -212,12 +212,12 @@ def test_a_python_model_that_blocks_the_hub_delays_its_worker_is_named_and_loses
     elsewhere = client.connect_to(next(pid for pid in server.workers() if pid != beside.worker))
     body = {"message": {"id": "blocks", "text": "1.5"}, "model": "holds"}
     blocking = client.request("POST", "/conversation", body, connection=client.connect_to(beside.worker))
-    slowest = 0.0
+    took = []
     for _ in range(40):  # the other worker minds nothing
         began = time.monotonic()
         client.request("GET", "/plain", connection=elsewhere).response.read()
-        slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 1, slowest
+        took.append(time.monotonic() - began)
+    assert sorted(took)[len(took) // 2] < 0.5, took
     frames = blocking.rest()
     assert blocking.worker == beside.worker
     assert_whole(client, blocking, frames, "done")
