@@ -11,7 +11,7 @@ from collections.abc import Callable
 from tests.conftest import Server
 from tests.server.client import Client, Stream, deadline
 
-SETTINGS = {"FLASKCHAT_MODELS": "silent", "FLASKCHAT_DRAIN": "1"}
+SETTINGS = {"FLASKCHAT_MODELS": "silent", "FLASKCHAT_DRAIN": "1", "FLASKCHAT_DATABASE_TIMEOUT": "60"}
 
 
 def twins(server: Server, client: Client, number: int) -> list[Client]:
@@ -35,7 +35,7 @@ def at_once(calls: list[Callable[[], Stream]]) -> list[Stream]:
     barrier = threading.Barrier(len(calls))
 
     def ask(call: Callable[[], Stream]) -> None:
-        barrier.wait(20)
+        barrier.wait(60)
         answers.append(call())
 
     threads = [threading.Thread(target=ask, args=(call,)) for call in calls]
@@ -105,10 +105,10 @@ def test_an_address_has_so_many_streams_over_both_workers(serve: Callable[..., S
 
 
 def test_the_places_of_a_killed_worker_are_free_and_its_runs_end(serve: Callable[..., Server]) -> None:
-    server = serve(
-        {**SETTINGS, "FLASKCHAT_MAX_STREAMS_PER_OWNER": 4, "FLASKCHAT_MAX_RUNS_PER_OWNER": 1, "TEST_SWEEP_ROUND": 0.3},
-        app="tests.server.faulty:app",
-    )
+    limits = {"FLASKCHAT_MAX_STREAMS_PER_OWNER": 4, "FLASKCHAT_MAX_RUNS_PER_OWNER": 1}
+    # The killed one is seen by its lock; nobody is counted out whom a busy machine holds up for a second.
+    sweep = {"TEST_SWEEP_ROUND": 0.3, "TEST_GONE_AFTER": 1_000_000}
+    server = serve({**SETTINGS, **limits, **sweep}, app="tests.server.faulty:app")
     client = visitor(server)
     first = client.send("x", model="silent")
     started(first)

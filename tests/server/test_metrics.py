@@ -12,7 +12,8 @@ from tests.test_metrics import TOKEN, read
 
 SETTINGS = {
     "FLASKCHAT_METRICS_TOKEN": TOKEN, "FLASKCHAT_MODELS": "silent,raises", "TEST_SWEEP_ROUND": "0.3",
-    "FLASKCHAT_HEARTBEAT": "0.3", "FLASKCHAT_MAX_STREAMS_PER_OWNER": "3", "FLASKCHAT_DRAIN": "1",
+    "TEST_GONE_AFTER": "1000000", "FLASKCHAT_HEARTBEAT": "0.3", "FLASKCHAT_MAX_STREAMS_PER_OWNER": "3",
+    "FLASKCHAT_DRAIN": "1",
 }  # fmt: skip
 
 
@@ -44,7 +45,11 @@ def test_each_worker_tells_of_both_and_of_one_that_was_killed(serve: Callable[..
     for worker in (one, two):
         for _ in deadline(60, "heartbeats, and a gauge that knows of the last reply's end"):
             found = scrape(client, worker)
-            if found["flaskchat_heartbeats_total"] > 0 and found["flaskchat_replies_running"] == 1:
+            if (
+                found["flaskchat_heartbeats_total"] > 0
+                and found["flaskchat_replies_running"] == 1
+                and found["flaskchat_streams_open"] == 3
+            ):
                 break
         assert found["flaskchat_workers"] == 2
         assert found["flaskchat_replies_started_total"] == 4
@@ -60,14 +65,19 @@ def test_each_worker_tells_of_both_and_of_one_that_was_killed(serve: Callable[..
 
     before = scrape(client, two)
     os.kill(one, signal.SIGKILL)
-    for _ in deadline(30, "the end of the reply that was lost"):
+    for _ in deadline(60, "the end of the reply that was lost"):
         found = scrape(client, two)
-        if found["flaskchat_takeovers_total"] == 1:
+        if (
+            found["flaskchat_takeovers_total"] == 1
+            and found.get("flaskchat_replies_ended_total interrupted") == 1
+            and found["flaskchat_replies_running"] == 0
+            and found["flaskchat_streams_open"] <= 1
+        ):
             break
     assert found["flaskchat_replies_ended_total interrupted"] == 1
     assert found["flaskchat_replies_running"] == 0
     assert found["flaskchat_streams_open"] <= 1
-    for _ in deadline(30, "a worker in the place of the killed one"):
+    for _ in deadline(60, "a worker in the place of the killed one"):
         if set(server.workers()) - {one, two}:
             break
     (third,) = set(server.workers()) - {one, two}
