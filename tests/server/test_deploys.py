@@ -30,27 +30,27 @@ from tests.server.dump import Tap
 from tests.server.history import History
 
 # Seconds that gunicorn waits for a worker before it kills it: well above what its replies are given.
-GRACE = 15
-DRAIN = 5
+GRACE = 30
+DRAIN = 8
 
 
 def test_a_run_longer_than_the_drain_is_interrupted_with_its_text(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "1"}, app=FAULTY)
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "2"}, app=FAULTY)
     client = server.client()
     stream = client.send("2000 40")
     stream.take(5)
-    before = len(stream.frames)
-    os.kill(stream.worker, signal.SIGTERM)
+    before = text(stream.frames)
     told_at = time.monotonic()
+    os.kill(stream.worker, signal.SIGTERM)
     frames = everything(stream)
-    assert 0.8 < time.monotonic() - told_at < 5
+    assert 1.8 < time.monotonic() - told_at < 25, "it would take 50 s"
     assert_whole(client, stream, frames, "interrupted")
-    assert len(frames) > before + 10, "the run went on within the drain's time"
+    assert text(frames).count("word") > before.count("word") + 10, "the run went on within the drain's time"
     assert "restarted" in json.loads(frames[-1].data)["message"]
 
 
 def test_a_leaving_worker_takes_no_question_and_still_answers_followers_and_stop(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "4"}, app=FAULTY, args=["--keep-alive", "10"])
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "20"}, app=FAULTY, args=["--keep-alive", "30"])
     client = server.client()
     stream = client.send("3000 40")
     stream.take(5)
@@ -79,18 +79,20 @@ def test_at_a_leaving_worker_streams_stay_until_its_time_is_over(serve: Callable
     leaving, other = server.workers()
     message = {"message": {"id": "here", "text": "2000 40"}}
     own = client.request("POST", "/conversation", message, connection=client.connect_to(leaving))
-    message = {"message": {"id": "there", "text": "200 40"}}
+    message = {"message": {"id": "there", "text": "2000 40"}}
     foreign = client.request("POST", "/conversation", message, connection=client.connect_to(other))
     foreign.take(1)
     follower = client.follow(foreign.run_id, connection=client.connect_to(leaving))
     for stream in (own, follower):
         stream.take(3)
-    os.kill(leaving, signal.SIGTERM)
     told_at = time.monotonic()
-    arrivals = [time.monotonic() for _ in follower]
-    assert 1.2 < arrivals[-1] - told_at < 5, "it was sent away early, or late"
+    os.kill(leaving, signal.SIGTERM)
+    follower.rest()
+    assert 1.2 < time.monotonic() - told_at < 25, "it was sent away early, or late"
+    assert follower.frames[-1].event == "delta"
     assert everything(own)[-1].event == "interrupted"
-    assert_whole(client, foreign, follow_to_the_end(client, foreign, list(follower.frames)), "done")
+    assert client.stop(foreign.run_id, connection=client.connect_to(other))["state"] == "stopped"
+    assert_whole(client, foreign, follow_to_the_end(client, foreign, list(follower.frames)), "stopped")
 
 
 class Reading:
@@ -123,7 +125,7 @@ class Reading:
 
 @pytest.mark.backends("sqlite", long=("postgres", "postgres+redis"))
 def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "2"}, app=FAULTY, args=["--graceful-timeout", "15"])
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "3"}, app=FAULTY, args=["--graceful-timeout", "60"])
     client = server.client()
     long = client.send("4000 40")
     long.take(2)
@@ -135,15 +137,15 @@ def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(s
     for _ in deadline(30, "the readers"):
         if all(b"event: start" in reading.raw for reading in readings):
             break
-    server.process.send_signal(signal.SIGTERM)
     told_at = time.monotonic()
-    server.process.wait(14)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(58)
     took = time.monotonic() - told_at
     for reading in readings:
         reading.close()
     assert all(reading.clean for reading in readings), "a body was cut"
-    assert max(reading.ended_at for reading in readings) - told_at < 4
-    assert took < 8
+    assert max(reading.ended_at for reading in readings) - told_at < 20, "a reply would go on for a minute"
+    assert took < 30
     assert not any(word in server.log() for word in ("SIGKILL", "graceful timeout", "WORKER TIMEOUT", "Traceback"))
     states = dict(rows(server, "SELECT id, state FROM flaskchat_runs"))
     assert states[fits.run_id] == "done", "it had time enough"
@@ -164,7 +166,7 @@ def test_at_the_master_s_sigterm_streams_end_cleanly_and_workers_leave_in_time(s
 
 
 def test_a_reload_moves_readers_to_the_new_workers_without_an_error(serve: Callable[..., Server]) -> None:
-    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "5"}, app=FAULTY)
+    server = serve({"FLASKCHAT_MODEL": "count", "FLASKCHAT_DRAIN": "15"}, app=FAULTY)
     client = server.client()
     old = set(server.workers())
     streams = [client.send("120 40") for _ in range(4)]
