@@ -20,7 +20,7 @@ import pytest
 from tests.backends import Backend
 from tests.conftest import Server
 from tests.server.badmodel import Running, text_of
-from tests.server.client import Client, deadline, seqs, text
+from tests.server.client import TERMINAL, Client, deadline, seqs, text
 from tests.server.nodes import HOSTS, Nodes, settings, starting
 from tests.server.proxies import deployed_nginx
 from tests.server.test_kill import KEPT
@@ -116,20 +116,25 @@ def test_one_reply_is_generated_once_and_read_by_everybody_over_both_nodes(
 
 def test_a_reader_that_changes_its_node_at_every_event_loses_and_doubles_nothing(nodes: Nodes) -> None:
     client = nodes.client(nodes.one)
-    directive = {"tag": uuid.uuid4().hex, "tokens": 60, "rate": 25}
+    directive = {"tag": uuid.uuid4().hex, "tokens": 5000, "rate": 25}
     stream = client.send(json.dumps(directive))
     frames = stream.take(1)
     stream.close()
     moves = 0
-    while frames[-1].event != "done":
+    while frames[-1].event not in TERMINAL:
         moves += 1
+        if moves == 25:  # however long that took
+            assert client.stop(stream.run_id)["state"] == "stopped"
         follower = nodes.client(nodes.both[moves % 2], client).follow(stream.run_id, frames[-1].id)
         assert follower.status == 200
         frames += follower.take(1)
         follower.close()
-    assert moves > 20
+    assert moves >= 25
+    assert frames[-1].event == "stopped"
     assert seqs(frames) == list(range(1, len(frames) + 1))
-    assert text(frames) == text_of(directive)
+    start = json.loads(frames[0].data)
+    assert client.message(start["conversation_id"], start["message_id"])["text"] == text(frames)
+    assert text_of(directive).startswith(text(frames))
     last = nodes.client(nodes.other, client).follow(stream.run_id, frames[-1].id)
     assert last.status == 204
 
@@ -141,9 +146,11 @@ def test_stop_works_from_the_other_node(nodes: Nodes, model: Running) -> None:
     stream.take(2)
     answer = nodes.client(nodes.other, client).stop(stream.run_id)
     assert answer["state"] == "stopped"
-    assert 0 <= answer["upstream_closed_ms"] < 5000
+    assert 0 <= answer["upstream_closed_ms"] < 15_000
     assert stream.rest()[-1].event == "stopped"
-    assert model.stats(directive["tag"])["closed_at"]  # type: ignore[arg-type]
+    for _ in deadline(30, "the model to see its connection closed"):
+        if model.stats(directive["tag"])["closed_at"]:  # type: ignore[arg-type]
+            break
 
 
 def test_a_limit_of_replies_at_once_counts_those_of_both_nodes(nodes: Nodes) -> None:
@@ -185,10 +192,11 @@ def test_a_limit_of_streams_counts_those_of_both_nodes_and_none_of_a_killed_one(
     for process in [*psutil.Process(nodes.one.process.pid).children(), psutil.Process(nodes.one.process.pid)]:
         process.kill()
     found = []
-    for _ in deadline(60, "the places of a node that was killed"):
+    for _ in deadline(60, "the places of a node that was killed"):  # its two workers are not given up at once
         found.append(elsewhere.send(question))
-        if [stream.status for stream in found[-3:]] == [200] * 3:
-            return
+        if [stream.status for stream in found].count(200) == 3:
+            break
+    assert elsewhere.send(question).status == 429
 
 
 def test_a_list_shows_what_is_being_written_at_the_other_node(nodes: Nodes) -> None:
@@ -229,6 +237,6 @@ def test_whoever_signs_out_at_one_node_is_sent_away_from_the_other(nodes: Nodes)
         thread.start()
     go(nodes.client(nodes.other), "/logout")
     for thread in gone:
-        thread.join(15)
+        thread.join(30)
         assert not thread.is_alive(), "a stream outlived its reader's right"
     assert all(frame.event in ("start", "delta") for stream in (first, second) for frame in stream.frames)
