@@ -51,7 +51,7 @@ def test_a_stream_is_frames_as_the_contract_writes_them(gunicorn: Server) -> Non
     client = gunicorn.client()
     stream = client.send("30 200")
     frames = stream.rest()
-    raw = stream.raw
+    raw = stream.raw.replace(b": hb\n", b"")  # where a busy machine made a silence
     assert re.match(rb"retry: \d+\nid: 1\nevent: start\ndata: \{", raw), "the retry stands inside the first frame"
     assert raw.count(b"retry:") == 1
     assert 1000 <= int(raw.split(b"\n")[0].split()[1]) <= 3000
@@ -110,7 +110,7 @@ def test_a_body_too_large_is_refused_by_its_length_and_when_it_comes_in_chunks(g
 def test_a_worker_that_is_full_says_so_and_when_to_try_again(serve: Callable[..., Server]) -> None:
     server = serve({"FLASKCHAT_MAX_STREAMS": "1"}, workers=1)
     client = server.client()
-    stream = client.send("100 20")
+    stream = client.send("4000 20")
     stream.take(1)
     for refused in (client.send("1 0"), client.get("/sse")):
         assert (refused.status, refused.headers["Content-Type"]) == (503, PROBLEM)
@@ -165,7 +165,7 @@ def test_sse_is_a_stream_like_the_others(gunicorn: Server) -> None:
 def test_a_request_that_is_no_http_does_no_harm(gunicorn: Server) -> None:
     wrong_length = b"POST /conversation HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n"
     for sent in (wrong_length, b"\x16\x03\x01\x00", b"GET /" + b"a" * 9000):
-        with socket.create_connection(("127.0.0.1", gunicorn.port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", gunicorn.port), timeout=60) as sock:
             sock.sendall(sent)
             # gunicorn may have refused it and hung up already: then there is nothing left to shut or to read.
             with contextlib.suppress(OSError):
