@@ -245,6 +245,20 @@ class RedisServer(Daemon):
                 answer += data
         return answer.partition(b"\r\n")[0]
 
+    @contextlib.contextmanager
+    def losing(self) -> Iterator[None]:
+        """What it is given within is lost: it dies, and comes back as it was at the beginning. So does a replica that
+        is behind when it takes over, or a disk that lies.
+        """
+        kept, saved = self.folder / "appendonlydir", self.folder / "before"
+        shutil.rmtree(saved, ignore_errors=True)
+        shutil.copytree(kept, saved)
+        yield
+        self.kill()
+        shutil.rmtree(kept)
+        saved.rename(kept)
+        self.start()
+
     @property
     def url(self) -> str:
         """For `FLASKCHAT_REDIS_URL`."""

@@ -2,6 +2,7 @@
 
     python -m tests.chaos --seconds 300 --seed 7 --clients 300        --plan prints what would be done, and does nothing
     python -m tests.chaos --seconds 300 --backend postgres+redis      the database servers are struck as well
+    python -m tests.chaos --seconds 300 --backend postgres --nodes 2  two nodes, between which the clients move
 
 Which faults come when, and what every client does turn after turn, is a function of the seed; so a run is replayed from
 its seed, up to the timing that the machine adds. Ends with 0 where nothing was violated, else it prints all that was.
@@ -16,19 +17,16 @@ if __name__ == "__main__":  # hundreds of clients in one process; first, before 
 
 import argparse
 import contextlib
-import os
 import random
 import re
 import shutil
-import signal
-import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 import psutil
@@ -38,14 +36,12 @@ from tests.conftest import Server, holds_of_hub
 from tests.server import badmodel
 from tests.server.chatter import OURS, Chatter, Crowd, turn_of
 from tests.server.checker import IN_TIME, check
-from tests.server.checks import FAULTY, database, write_lock
+from tests.server.checks import FAULTY
 from tests.server.dump import Dump, Gauge, Tap, not_back
 from tests.server.history import History
+from tests.server.nodes import HOSTS
+from tests.server.strikes import Strikes, plan
 
-FAULTS = {"kill -9": 4, "SIGTERM": 3, "SIGHUP": 3, "SIGSTOP": 3, "lock": 3}
-OF_POSTGRES = {"postgres restart": 2, "postgres kill": 2, "postgres cut": 2}
-OF_REDIS = {"redis restart": 2, "redis kill": 2, "redis freeze": 2}
-"""More faults, where the backend has these servers."""
 SETTINGS = {
     "FLASKCHAT_MODEL": "openai:fake",
     "FLASKCHAT_TITLES": "no",  # a question for a title would be counted as well
@@ -55,77 +51,49 @@ SETTINGS = {
     "FLASKCHAT_FIRST_BYTE_TIMEOUT": "5",
     "SECRET_KEY": "chaos",
 }
-PATIENCE = 2.0
-"""Seconds after which a lock that is not had is taken to be held by a stopped process."""
 NOISE = Gauge(workers=0, descriptors=12, greenlets=8, memory=60 << 20, wal=8 << 20, model=0)
 """What may be left of a chaos run: connections of SQLite that its busiest moment had opened, and the allocator's."""
-
-
-def writable(server: Server) -> bool:
-    """Whether anybody can write to the database."""
-    if server.backend.postgres is not None:
-        return True  # whoever stands still within a transaction is cut off by the server
-    with contextlib.closing(sqlite3.connect(database(server), timeout=PATIENCE, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        connection.execute("ROLLBACK")
-        return True
-
-
-class Planned(NamedTuple):
-    at: float
-    """Seconds from the beginning."""
-    what: str
-    victim: int
-    lasts: float
-
-
-def faults_of(backend: str) -> dict[str, int]:
-    """What may be done where the data is there, and how often."""
-    return FAULTS | (OF_POSTGRES if "postgres" in backend else {}) | (OF_REDIS if "redis" in backend else {})
-
-
-def plan(seed: int, seconds: float, backend: str = "sqlite") -> list[Planned]:
-    """The faults of a run. None begins before the last has ended, nor so late that it could not be outlived."""
-    faults = faults_of(backend)
-    dice = random.Random(f"faults of {seed}")
-    found: list[Planned] = []
-    at = dice.uniform(2, 5)
-    while at < seconds:
-        what = dice.choices(list(faults), list(faults.values()))[0]
-        lasts = dice.choice((0.5, 2.0, 5.0, 9.0)) if what in ("SIGSTOP", "lock", "redis freeze") else 0.0
-        if what == "SIGSTOP" and dice.random() < 0.3:
-            lasts = 20.0  # for longer than its lease lasts, also where the other worker counts slowly
-        found.append(Planned(round(at, 2), what, dice.randrange(8), min(lasts, max(0.5, seconds - at))))
-        at += found[-1].lasts + dice.uniform(1.5, 6.0)
-    return found
 
 
 class Chaos:
     def __init__(
         self, options: argparse.Namespace, seed: int, folder: Path, model: badmodel.Running, backend: Backend
     ) -> None:
+        self.began_at = time.monotonic()
         self.seed, self.clients, self.in_time, self.model = seed, options.clients, options.in_time, model
         self.history = History()
         settings: dict[str, Any] = {**SETTINGS, "FLASKCHAT_OPENAI_BASE_URL": f"{model.origin}/v1"}
         args = ["--graceful-timeout", "8"]
-        self.server = Server(folder, settings, workers=2, kind="gevent", app=FAULTY, args=args, backend=backend)
-        self.crowd = Crowd(self.history, self.server.port, seed)
-        self.began_at = time.monotonic()
+        self.nodes: list[Server] = []
+        try:
+            for host in HOSTS[: options.nodes]:
+                own = folder / f"tmp-{host}"  # two machines share no folder
+                own.mkdir()
+                more = {"TEST_HOST": host, "TMPDIR": own} if options.nodes > 1 else {}
+                values = settings | more
+                node = Server(folder, values, workers=2, kind="gevent", app=FAULTY, args=args, backend=backend)
+                self.nodes.append(node)
+        except BaseException:
+            self.close()
+            raise
+        self.server = self.nodes[0]
+        """Whoever looks at the data asks by way of this one."""
+        self.crowd = Crowd(self.history, [node.port for node in self.nodes], seed)
+        self.strikes = Strikes(self.nodes, self.history, self.say)
+        self.noise = Gauge(*(floor * options.nodes for floor in NOISE))
 
     def run(self, seconds: float) -> list[str]:
         """:returns: all that is wrong, in words."""
         self.warm_up()
-        before = Gauge.of(self.server, self.model)
+        before = self.gauge()
         self.say(f"before: {before}")
         with Tap(self.server) as tap:
             self.began_at = time.monotonic()
             chatters = [gevent.spawn(Chatter(self.crowd, number).run) for number in range(self.clients)]
-            for fault in plan(self.seed, seconds, self.server.backend.name):
+            for fault in plan(self.seed, seconds, self.server.backend.name, len(self.nodes)):
                 gevent.sleep(max(0.0, self.began_at + fault.at - time.monotonic()))
-                self.strike(fault)
+                self.in_shape()
+                self.strikes.strike(fault, self.crowd.turns)
             gevent.sleep(max(0.0, self.began_at + seconds - time.monotonic()))
             self.say("the end: clients finish what they have begun")
             self.crowd.closing = True
@@ -144,7 +112,7 @@ class Chaos:
 
     def warm_up(self) -> None:
         """What a worker opens and imports once is not left over from a fault."""
-        crowd = Crowd(History(), self.server.port, -1 - self.seed)
+        crowd = Crowd(History(), self.crowd.ports, -1 - self.seed)
         chatters = [gevent.spawn(Chatter(crowd, number).run) for number in range(min(self.clients, 40))]
         gevent.sleep(3)
         crowd.closing = True
@@ -159,98 +127,42 @@ class Chaos:
                 return
             gevent.sleep(0.2)
 
+    def gauge(self) -> Gauge:
+        """What all nodes hold."""
+        found = [Gauge.of(node) for node in self.nodes]
+        return Gauge(*map(sum, zip(*found, strict=True)))._replace(model=int(self.model.stats()["live"]))
+
     def wait_back(self, before: Gauge) -> list[str]:
         until = time.monotonic() + 30
         while True:
-            after = Gauge.of(self.server, self.model)
-            left = not_back(before, after, NOISE)
+            after = self.gauge()
+            left = not_back(before, after, self.noise)
             if not left or time.monotonic() > until:
                 self.say(f"after: {after}")
                 return left
             gevent.sleep(0.5)
 
     def in_shape(self) -> None:
-        """Until two workers serve: what is struck down while it starts, again and again, shows nothing.
+        """Until two workers serve at each node: what is struck down while it starts, again and again, shows nothing.
 
         So it is the machine that sets the pace of the faults, where it is slow; their order is the seed's.
         """
         seen: set[int] = set()
         until = time.monotonic() + 20
         while time.monotonic() < until:
+            if all(len(seen & set(node.workers())) >= 2 for node in self.nodes):
+                return
             client = self.crowd.client()
             with contextlib.suppress(*OURS):
                 stream = client.get("/plain")
                 stream.response.read()
                 seen.add(stream.worker)
             client.close()
-            if len(seen & set(self.server.workers())) >= 2:
-                return
             gevent.sleep(0.05)
-
-    def strike(self, fault: Planned) -> None:
-        self.in_shape()
-        workers = sorted(self.server.workers())
-        if not workers:
-            return
-        victim = workers[fault.victim % len(workers)]
-        self.say(f"{fault.what} {fault.lasts or ''} of {victim} ({len(workers)} workers, {self.crowd.turns} turns)")
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if fault.what == "kill -9":
-                self.history.fault(fault.what, victim)
-                psutil.Process(victim).kill()
-            elif fault.what == "SIGTERM":
-                self.history.fault(fault.what, victim)
-                psutil.Process(victim).terminate()
-            elif fault.what == "SIGHUP":
-                for pid in workers:
-                    self.history.fault(fault.what, pid)
-                os.kill(self.server.process.pid, signal.SIGHUP)
-            elif fault.what == "SIGSTOP":
-                struck = [self.history.fault(fault.what, victim)]
-                psutil.Process(victim).suspend()
-                try:
-                    until = time.monotonic() + fault.lasts
-                    if fault.lasts > PATIENCE and not gevent.get_hub().threadpool.apply(writable, (self.server,)):
-                        # Stopped within a transaction: as long as it holds the lock nobody can end its runs.
-                        self.say(f"{victim} was stopped while it held the database's lock")
-                        struck.append(self.history.fault("lock"))
-                    gevent.sleep(max(0.0, until - time.monotonic()))
-                finally:
-                    psutil.Process(victim).resume()
-                    for one in struck:
-                        self.history.healed(one)
-            elif fault.what == "lock":
-                with write_lock(self.server):
-                    struck = self.history.fault(fault.what)
-                    gevent.sleep(fault.lasts)
-                self.history.healed(struck)
-            else:
-                struck = self.history.fault(fault.what)
-                self.strike_data(fault)
-                self.history.healed(struck)
-
-    def strike_data(self, fault: Planned) -> None:
-        """Do something to PostgreSQL or Redis."""
-        server, what = fault.what.split()
-        backend = self.server.backend
-        struck = backend.postgres if server == "postgres" else backend.redis
-        assert struck is not None
-        if what == "cut":
-            assert backend.postgres is not None
-            backend.postgres.terminate(backend.database)
-        elif what == "restart":
-            struck.restart()
-        elif what == "kill":
-            struck.kill()
-            struck.start()
-        else:
-            struck.freeze()
-            time.sleep(fault.lasts)
-            struck.thaw()
 
     def logged(self) -> Iterator[str]:
         """What a server that behaves has not in its log."""
-        log = self.server.log()
+        log = "".join(node.log() for node in self.nodes)
         for hold in holds_of_hub(log):
             yield f"hub: {hold}"
         for match in re.finditer(r"Traceback \(most recent call last\):\n(?:  [^\n]*\n)*[^\n]*", log):
@@ -276,10 +188,13 @@ class Chaos:
         print(f"{time.monotonic() - self.began_at:7.1f} {words}", flush=True)
 
     def close(self) -> None:
-        for pid in self.server.workers():
+        for node in self.nodes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                psutil.Process(pid).resume()
-        self.server.close()
+                for pid in node.workers():
+                    psutil.Process(pid).resume()
+            node.leave()
+        for node in self.nodes:
+            node.close()
 
 
 def one(options: argparse.Namespace, seed: int, seconds: float) -> list[str]:
@@ -310,11 +225,14 @@ def main() -> int:
     parser.add_argument("--in-time", type=float, default=IN_TIME, help="seconds for a dead worker's runs to end")
     parser.add_argument("--keep", type=Path, help="a folder for the server's log and database")
     parser.add_argument("--backend", default="sqlite", choices=READY, help="where the data is")
+    parser.add_argument("--nodes", type=int, default=1, choices=(1, 2), help="machines, each with two workers")
     parser.add_argument("--plan", action="store_true", help="print what would be done")
     options = parser.parse_args()
+    if options.nodes > 1 and not options.backend.startswith("postgres"):
+        parser.error("several nodes need PostgreSQL: --backend postgres, or postgres+redis")
     seed = options.seed if options.seed is not None else random.randrange(1 << 32)
     if options.plan:
-        for fault in plan(seed, options.seconds, options.backend):
+        for fault in plan(seed, options.seconds, options.backend, options.nodes):
             print(*fault)
         for number in range(options.clients):
             for count in range(10):
@@ -325,6 +243,7 @@ def main() -> int:
         seconds = min(left, options.round)
         replay = f"python -m tests.chaos --seed {seed} --seconds {seconds:g} --clients {options.clients}"
         replay += "" if options.backend == "sqlite" else f" --backend {options.backend}"
+        replay += "" if options.nodes == 1 else f" --nodes {options.nodes}"
         print(f"seed {seed}: {replay}", flush=True)
         found = one(options, seed, seconds)
         for violation in found:

@@ -164,18 +164,25 @@ class Server:
         }
         environment |= {key: str(value) for key, value in {**backend.settings(), **settings}.items()}
         environment |= {"TEST_INSTANCE": str(folder / "instance"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        command = [
+        self._environment = environment
+        self._command = [
             sys.executable, "-m", "gunicorn", "-k", kind, "-w", str(workers), "-b", f"127.0.0.1:{self.port}",
             "--no-control-socket", *(("-c", str(WARM)) if kind == "gevent" else ()), *(args or KEPT_ALIVE), app,
         ]  # fmt: skip
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self.url = f"http://127.0.0.1:{self.port}"
         try:
-            self.wait()
+            self.start()
         except BaseException:
             self.close()  # nobody else knows of it yet
             raise
+
+    def start(self) -> None:
+        """Also once more, after it was killed."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=log
+            )  # fmt: skip
+        self.wait()
 
     def wait(self) -> None:
         until = time.monotonic() + 120  # a machine with other work has been seen to take 20

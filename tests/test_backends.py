@@ -56,6 +56,15 @@ def test_what_redis_has_answered_is_there_after_a_kill(redis_server: RedisServer
         assert redis_server.command("XLEN", f"{prefix}log") == b":1"
 
 
+def test_a_redis_may_lose_what_it_was_given_last(redis_server: RedisServer) -> None:
+    with redis_server.prefix() as prefix:
+        redis_server.command("XADD", f"{prefix}log", "1-0", "f", "v")
+        with redis_server.losing():
+            redis_server.command("XADD", f"{prefix}log", "2-0", "f", "v")
+            assert redis_server.command("XLEN", f"{prefix}log") == b":2"
+        assert redis_server.command("XLEN", f"{prefix}log") == b":1"
+
+
 def test_all_connections_to_a_database_can_be_cut(postgres: PostgresServer) -> None:
     with postgres.database() as name:
         engine = sa.create_engine(postgres.url(name), poolclass=sa.NullPool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import time
@@ -16,6 +17,7 @@ from tests.server.badmodel import text_of
 from tests.server.client import Client
 from tests.server.evidence import Violation
 from tests.server.history import Event, History, Reading, Visitor
+from tests.server.nodes import Moving
 
 ACTS = {
     "ask": 8,  # and read to the end, whatever comes between
@@ -102,8 +104,10 @@ def turn_of(seed: int, number: int, count: int) -> Turn:
 class Crowd:
     """What the clients share."""
 
-    def __init__(self, history: History, port: int, seed: int) -> None:
-        self.history, self.port, self.seed = history, port, seed
+    def __init__(self, history: History, ports: list[int], seed: int) -> None:
+        """:param ports: of the nodes, which everybody asks in turn."""
+        self.history, self.ports, self.seed = history, ports, seed
+        self._clients = itertools.count()
         self.closing = False
         self.found: list[Violation] = []
         self.public: list[tuple[str, str]] = []
@@ -111,7 +115,8 @@ class Crowd:
         self.turns = 0
 
     def client(self, cookie: str = "") -> Client:
-        client = Client(self.port, timeout=8.0)  # longer than the heartbeat: who hears nothing for so long comes back
+        # The patience is longer than the heartbeat: who hears nothing for so long comes back.
+        client = Moving(self.ports, next(self._clients), timeout=8.0)
         client.cookie = cookie
         return client
 

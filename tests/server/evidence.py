@@ -32,6 +32,8 @@ class Case:
         self.found: list[Violation] = []
         self.logs: dict[str, list[Event]] = {}
         """By run: what the store or, where the run is gone from it, the journal says."""
+        self.gone: dict[str, dict[int, Event]] = defaultdict(dict)
+        """By run: what was seen, and was lost with Redis (losses.py)."""
         self.whole: set[str] = set()
         """Runs whose log is known from its beginning to its end."""
         self.by_run: dict[str, list[Reading]] = defaultdict(list)

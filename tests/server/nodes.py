@@ -5,8 +5,12 @@ asks them in turn: no visitor stays where they were.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
+
+import psutil
 
 from tests.conftest import Server, asking
 from tests.server.badmodel import Running
@@ -22,6 +26,28 @@ HOSTS = ("here", "there")
 
 def settings(model: Running, **more: object) -> dict[str, object]:
     return {**asking(model), "SECRET_KEY": "of both", "FLASKCHAT_DRAIN": "0.5", **more}
+
+
+def kill(history: History, node: Server) -> None:
+    """`kill -9` of all of it: workers first, so that the master starts none in their place."""
+    master = psutil.Process(node.process.pid)
+    master.suspend()
+    for process in (*master.children(recursive=True), master):
+        history.fault("kill -9", process.pid)
+        process.kill()
+    node.process.wait()
+
+
+class Moving(Client):
+    """Asks another node with every connection."""
+
+    def __init__(self, ports: list[int], first: int, timeout: float) -> None:
+        super().__init__(ports[first % len(ports)], timeout=timeout)
+        self._ports = itertools.cycle([*ports[first % len(ports) :], *ports[: first % len(ports)]])
+
+    def connect(self) -> HTTPConnection:
+        self.port = next(self._ports)
+        return super().connect()
 
 
 class Nodes:

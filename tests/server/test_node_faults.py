@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from flaskchat import sse
@@ -26,7 +25,7 @@ from tests.server.client import deadline
 from tests.server.crowd import Crowd
 from tests.server.dump import Tap
 from tests.server.history import History, Reading, Visitor
-from tests.server.nodes import Nodes, settings, starting
+from tests.server.nodes import Nodes, kill, settings, starting
 from tests.server.proxies import Front, deployed_nginx
 from tests.server.test_kill import KEPT, newcomer
 
@@ -40,16 +39,6 @@ def start(serve: Callable[..., Server], model: Running, tmp_path: Path) -> Itera
 
 
 # -- a node that dies --------------------------------------------------------------------------------------------------
-
-
-def kill(history: History, node: Server) -> None:
-    """`kill -9` of all of it: workers first, so that the master starts none in their place."""
-    master = psutil.Process(node.process.pid)
-    master.suspend()
-    for process in (*master.children(recursive=True), master):
-        history.fault("kill -9", process.pid)
-        process.kill()
-    node.process.wait()
 
 
 @pytest.mark.backends("postgres", "postgres+redis")
