@@ -139,8 +139,20 @@ class Chaos:
             left = not_back(before, after, self.noise)
             if not left or time.monotonic() > until:
                 self.say(f"after: {after}")
+                if any("greenlets" in what for what in left):
+                    self.say_greenlets()
                 return left
             gevent.sleep(0.5)
+
+    def say_greenlets(self) -> None:
+        for node in self.nodes:
+            client = node.client()
+            for pid in node.workers():
+                found = client.request("GET", "/greenlets", connection=client.connect_to(pid)).json()
+                self.say(f"{pid} has {sum(found.values())} greenlets:")
+                for what, many in sorted(found.items(), key=lambda item: -item[1]):
+                    print(f"        {many} {what}")
+            client.close()
 
     def in_shape(self) -> None:
         """Until two workers serve at each node: what is struck down while it starts, again and again, shows nothing.

@@ -131,9 +131,11 @@ class Streams:
         self._redis = redis.Redis.from_url(url, socket_timeout=10)
         self._pattern = f"{{{prefix}}}:run:*"
         self._seen: dict[bytes, bytes] = {}
+        self._found: Log = {}
+        """Of a look that failed: what it had read may be gone at the next."""
 
     def log(self, ask: Ask, known: Log) -> Log:
-        found: Log = {}
+        found = self._found
         try:
             for key in self._redis.scan_iter(match=self._pattern, count=1000):
                 for entry, fields in self._redis.xrange(key, min=self._seen.get(key, b"-")):
@@ -144,6 +146,7 @@ class Streams:
             raise OSError(str(error)) from error
         finally:
             self._redis.close()
+        self._found = {}
         return {key: what for key, what in found.items() if key not in known}
 
 

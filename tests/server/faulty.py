@@ -1,8 +1,11 @@
 """The test application with Python models that misbehave, and routes that hold the hub: `tests.server.faulty:app`."""
 
 import contextlib
+import gc
 import os
 import time
+import traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +131,16 @@ def hub() -> dict[str, float]:
     """What the watch has found: for how long the hub was held at most since this was last asked, and how often ever."""
     found = app.extensions["flaskchat"].runtime.watch
     return {"held": found.reset(), "holds": found.holds}
+
+
+@app.get("/greenlets")
+def greenlets() -> dict[str, int]:
+    """What this worker's greenlets do, and how many of them: the innermost lines of each."""
+    found: Counter[str] = Counter()
+    for one in gc.get_objects():
+        if isinstance(one, gevent.Greenlet) and one.gr_frame is not None:
+            found[" < ".join(f"{f.name}:{f.lineno}" for f in reversed(traceback.extract_stack(one.gr_frame)[-6:]))] += 1
+    return dict(found)
 
 
 @app.get("/linger")

@@ -151,7 +151,7 @@ class Strikes:
         elif what == "rollback":
             assert redis is not None
             with redis.losing():
-                gevent.sleep(min(fault.lasts, 2.0))
+                gevent.sleep(fault.lasts)
         else:
             struck.freeze()
             time.sleep(fault.lasts)
