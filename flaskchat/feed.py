@@ -32,9 +32,9 @@ class Feed:
     """The state of one run between its start and its terminal event."""
 
     __slots__ = (
-        "_log_words", "_verdict", "backlog", "begun", "bell", "closing", "fd", "first_at", "heard", "heard_at", "live",
-        "max_bytes", "notes", "pending", "reasoning", "seq", "source", "started_at", "terminal", "text", "tools",
-        "tools_size", "upstream_closed_ms",
+        "_log_words", "_verdict", "backlog", "begun", "bell", "closing", "fd", "finished", "first_at", "heard",
+        "heard_at", "live", "max_bytes", "notes", "pending", "reasoning", "seq", "source", "started_at", "terminal",
+        "text", "tools", "tools_size", "upstream_closed_ms",
     )  # fmt: skip
 
     def __init__(self, begun: Begun, live: LiveRun, max_bytes: int, *, log_words: bool = False) -> None:
@@ -61,6 +61,8 @@ class Feed:
         self.heard = False
         """Whether the model has sent anything yet."""
         self.terminal: Terminal | None = None
+        self.finished = False
+        """The store has its end, which the log does not have yet."""
         self._verdict: Terminal | None = None
         self.closing = False
         """Whether its source is being closed: the verdict waits for that."""

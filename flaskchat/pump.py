@@ -22,7 +22,9 @@ from collections import deque
 from collections.abc import Callable
 
 from . import metrics, tasks
+from .ear import Ear
 from .feed import Feed
+from .finisher import Finisher
 from .live import Bell, Live, LiveRun
 from .log.base import Append, Entry, Leave, Log, LogUnavailable, Stop
 from .models import Interrupted
@@ -76,17 +78,17 @@ class Pump:
         self._again: list[Feed] = []
         self._news: list[Entry] = []
         self._following = False
-        self._listening = False
-        self._ear: int | None = None
-        """The log's descriptor that tells of what others append, while somebody here waits for that."""
         self._moving = False
         """Whether the last tick brought something: then the next one looks without waiting for a socket first."""
         self._needed_at = 0.0
         self._looks: deque[tasks.Answer] = deque()
+        self.ear = Ear(lambda: self.log, self.poller)
+        self.finisher = Finisher(lambda: self.log, self.touch, lambda lease: self.on_fenced(lease))
         self._task: tasks.Task | None = None
         self._closing = False
 
     def start(self) -> None:
+        self.finisher.start()
         self._task = tasks.spawn(self._run, name="flaskchat-pump")
 
     def add(self, feed: Feed) -> None:
@@ -148,6 +150,7 @@ class Pump:
 
     def _forget(self, feed: Feed) -> None:
         self.feeds.pop(feed.begun.run_id, None)
+        self.finisher.drop(feed)
         self.live.drop(feed.live)
         feed.decide(Interrupted("The lease was lost."))  # for whoever still opens its source; nobody is sent it
         feed.live.close()
@@ -166,7 +169,7 @@ class Pump:
         self.poller.ring()
         if self._task is not None:
             self._task.join(timeout)
-        if self._task is None or not self._task.is_alive():
+        if self.finisher.close(0.1) and (self._task is None or not self._task.is_alive()):
             self.log.calls.call(self.log.close)
             self.poller.close()
         self.log.calls.close()
@@ -200,7 +203,7 @@ class Pump:
             return 0.0
         if self._touched or self._again:
             return STOP_POLL if self.unavailable_since is not None else 0.0
-        told = self.log.tells or self._ear is not None
+        told = self.log.tells or self.ear.hears
         if not told and self.live.watchers:
             return TICK
         if self.feeds:
@@ -277,23 +280,24 @@ class Pump:
         """:param looked_for: whether somebody waits for what others have appended.
         :returns: why the log could not be used, what had to be appended is kept then; and whether it could be read.
         """
-        moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending]
+        may = self.finisher.may_append
+        moved = [(feed, feed.pending, feed.terminal is not None) for feed in touched if feed.pending and may(feed)]
         self._moving = False
         if self.feeds or self.unavailable_since is not None:  # until it can be used again, though nobody needs it
             self._needed_at = now
         follow = self.live.watchers > 0 or self.busy() or now - self._needed_at < UNFOLLOW_AFTER
         if not moved and not follow:
-            self._listen(False)
+            self.ear.listen(False)
             self._stop_following()
             return None, True
         entries, endings = [], []
         for feed, frames, ended in moved:
             feed.pending = []
             entries.append(Append(feed.begun.run_id, feed.seq - len(frames) + 1, frames, ended))
-            if ended:
+            if ended and not feed.finished:
                 endings.append(feed.ending(frames))
         try:
-            self._listen(self.live.watchers > 0 or bool(self.feeds))
+            self.ear.listen(self.live.watchers > 0 or bool(self.feeds))
             refused, came = self.log.calls.call(self._turn, lease, entries, endings, follow, looked_for)
         except BaseException as error:
             self._keep(moved)
@@ -371,21 +375,6 @@ class Pump:
         if ended and feed.terminal is not None:
             self.metrics.reply_ended(feed.terminal, feed.started_at, feed.first_at)
             self.on_ended(feed)
-
-    def _listen(self, wanted: bool) -> None:
-        """Before the log is looked at, so that nothing falls in between."""
-        if wanted is self._listening:
-            return
-        ear = self.log.calls.call(self.log.listen, wanted)
-        self._listening = wanted
-        if ear is not None and wanted:
-            self.poller.register(ear, READ, self)
-        elif self._ear is not None:
-            self.poller.unregister(self._ear)
-        self._ear = ear if wanted else None
-
-    def on_ready(self, gone: bool) -> None:
-        self.log.heard()
 
     def _stop_following(self) -> None:
         if self._following:

@@ -67,7 +67,7 @@ class Hosts(RuleBasedStateMachine):
     # Which step, of which run or reader (counted from the newest), on which worker; a choice, and one of some kinds.
     @rule(
         step=st.sampled_from(STEPS), which=st.integers(0, 3), number=st.integers(0, WORKERS - 1), flag=st.booleans(),
-        kind=st.integers(0, 6),
+        kind=st.integers(0, len(POINTS)),
     )  # fmt: skip
     def then(self, step: str, **choice: Any) -> None:
         getattr(self, step)(**choice)
@@ -118,7 +118,7 @@ class Hosts(RuleBasedStateMachine):
         self.all_say(worker, "last ")
         worker.crash_at = POINTS[kind]
         with self.may_crash(worker):
-            if "append" in POINTS[kind] or "wake" in POINTS[kind]:
+            if any(word in POINTS[kind] for word in ("append", "wake", "log")):
                 worker.tick()
             elif choice["flag"]:
                 self.a_question(number)

@@ -210,7 +210,7 @@ class CrashingLog:
 
 POINTS = (
     "before an append", "between commit and wake", "before a write", "after a write", "after two writes",
-    "after three writes",
+    "after three writes", "between the store and the log",
 )  # fmt: skip
 
 
@@ -254,7 +254,11 @@ class Worker:
         return look.wait()
 
     def tick(self) -> None:
-        self.runtime.pump._tick(time.monotonic())
+        pump = self.runtime.pump
+        pump._tick(time.monotonic())
+        if pump.finisher._waiting and pump.finisher.attempt():
+            self.passes("between the store and the log")
+            pump._tick(time.monotonic())
 
     def sweep(self) -> None:
         self.runtime.sweeper.round()

@@ -25,7 +25,7 @@ from flaskchat.store.base import Begun, Ending, Fenced, Lease
 class Memory:
     """A log that does what it is told."""
 
-    tells = False
+    tells = apart = False
 
     def __init__(self) -> None:
         self.calls = tasks.Offloader(1)

@@ -101,6 +101,10 @@ class Log(Protocol):
     """Whether `on_news` is called for all that others append. Otherwise somebody who waits looks again each tick."""
     on_news: Callable[[], None]
     """Called when others may have appended something; from whatever thread."""
+    apart: bool
+    """Whether it is elsewhere than the store: then `finish` writes there what has ended, before a turn appends the end;
+    otherwise a turn does both in one transaction.
+    """
     behind: bool
     """Whether the last `follow` or `turn` returned only the first of what others have appended: there is more."""
 
@@ -120,12 +124,22 @@ class Log(Protocol):
     def heard(self) -> None:
         """Take what the descriptor tells."""
 
+    def finish(self, lease: Lease, endings: list[Ending]) -> None:
+        """Finish runs in the store whose last entries a turn appends afterwards; only for a log that is `apart`. Beside
+        the pump's calls, and one at a time: while the store stands still, the turns go on. All of them or none.
+
+        :param lease: under which they were begun.
+        :raises Fenced: somebody else ends them, or has.
+        :raises LogUnavailable: call again with the same.
+        """
+
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         """Append what one tick brought and, for runs that ended, finish them in the store: all of it or nothing. Then
         return what others have appended since the last turn, or, where that is much, the first of it (`behind`).
 
         :param lease: under which `entries` are appended. None, without entries: somebody waits for what others have
             appended, so it is looked for also by a log that tells.
+        :param endings: none for a log that is `apart`: what ends in `entries` is finished already.
         :raises Fenced: nothing was appended, and nothing more will be under this lease.
         :raises LogUnavailable: nothing was appended; call again with the same. Where there was nothing to append, the
             log cannot be read, or would refuse again what it has refused; a turn that has appended does not fail over

@@ -11,7 +11,7 @@ from ..store.engine import Database, said
 from .base import LogUnavailable
 
 BUSY = 0.1
-"""Seconds that SQLite's lock is waited for: the tick comes again, and must not miss heartbeats and Stop meanwhile."""
+"""Seconds that SQLite's lock is waited for; then it is tried again."""
 PATIENCE = 1.0
 """Seconds that PostgreSQL has for a statement."""
 
@@ -19,7 +19,7 @@ _HELD = "SELECT 1 FROM flaskchat_workers WHERE id = ? AND epoch = ?"
 
 
 class Endings:
-    """Over one connection, used by one caller at a time (the pump)."""
+    """Over one connection, used by one caller at a time (the finisher)."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

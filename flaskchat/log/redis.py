@@ -13,8 +13,9 @@ Deliberate choices; do not change one without reading why:
     and read the same; the store decides who ends the run. The terminal event follows the seal, at the id above it.
  4. A seal may be lost with a Redis that loses data. So nobody writes a stream anew without asking the store for the
     lease, which is the truth; and when the store says that a run has ended, nothing in Redis matters any more.
- 5. A run ends in the store first, whole, and then in its stream. Where the second does not happen (the worker died, or
-    Redis is away) the run has ended all the same; it is found in the store (readers.py: `look_after`).
+ 5. A run ends in the store first, whole, and then in its stream. The first is beside the tick (finisher.py): while
+    the store stands still, what has ended waits, and the other runs go on. Where the second does not happen (the worker
+    died, or Redis is away) the run has ended all the same; it is found in the store (readers.py: `look_after`).
  6. Live streams are never trimmed, only expire where nobody has renewed them for a day. One that has ended stays some
     minutes, for those that are behind.
  7. Entries are small messages of our own (rows.py), each with its version, so that two versions can share a Redis while
@@ -51,6 +52,7 @@ TOGETHER = 200
 
 class RedisLog:
     tells = True
+    apart = True
 
     def __init__(self, place: Where, prefix: str, database: Database, memory: Memory) -> None:
         """:param memory: the live runs of this worker."""
@@ -94,10 +96,11 @@ class RedisLog:
 
     # -- the pump's ------------------------------------------------------------------------------------------------
 
+    def finish(self, lease: Lease, endings: list[Ending]) -> None:
+        self._endings.write(lease, endings)
+
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
-        if endings:
-            assert lease is not None
-            self._endings.write(lease, endings)
+        assert not endings
         try:
             if lease is not None:
                 self._append(lease, entries)
@@ -105,7 +108,7 @@ class RedisLog:
                 self._tail.look(self._open())
         except LogUnavailable as error:
             self._doubted = True
-            error.finished = {ending.run_id for ending in endings}
+            error.finished = {entry.run_id for entry in entries if entry.ended}
             self._ended.update(error.finished)
             raise
         if not entries and self._tail.failed is not None:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from .. import tasks
 from ..store import finish
-from ..store.base import Fenced
+from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Ask, Database
 from ..store.schema import journal, runs
 from .base import Append, Control, Entry, Orphan
@@ -69,6 +69,8 @@ def pick(run_id: str, rows: Iterable[tuple[int, bytes]]) -> list[Append]:
 class Rows:
     """Beside the tick."""
 
+    apart = False
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self.calls: tasks.Caller = tasks.Offloader(1)
@@ -86,6 +88,9 @@ class Rows:
 
     def heard(self) -> None:
         pass
+
+    def finish(self, lease: Lease, endings: list[Ending]) -> None:
+        raise NotImplementedError  # a turn does it
 
     def unfollow(self) -> None:
         """What comes meanwhile is in the rows."""
