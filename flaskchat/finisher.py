@@ -81,6 +81,7 @@ class Finisher:
         if not waiting:
             return True
         lease = waiting[0].begun.lease
+        assert lease is not None
         some = [feed for feed in waiting if feed.begun.lease == lease]
         try:
             self._log().finish(lease, [feed.ending(feed.pending) for feed in some])

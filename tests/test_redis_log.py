@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from flaskchat import sse
+from flaskchat.log import redis as redis_log
 from flaskchat.log import rows, streams
 from flaskchat.log.base import Append, Leave, LogUnavailable, Stop, clock
 from flaskchat.models import Delta, Done
@@ -156,6 +157,53 @@ def test_an_append_whose_answer_was_lost_is_repeated_and_stands_once(make: Make,
         entry = Append(begun.run_id, entry.seq, [*entry.frames, sse.encode(entry.seq + 1, Delta("c"))])
     rooms.journal.turn(rooms.holding.lease, [entry], [])
     assert events(rooms, begun) == [*rooms.live[begun.run_id], *entry.frames]
+
+
+@pytest.mark.parametrize("how", ["at an append", "over a new connection"])
+def test_what_redis_lost_of_many_runs_is_written_again_in_a_few_requests(
+    make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    rooms = make()
+    log, lease = rooms.journal, rooms.holding.lease
+    runs = [rooms.begin() for _ in range(20)]
+    for begun in runs:
+        rooms.append(begun, "Hello")
+    log.turn(lease, [], [])
+    redis(rooms, "FLUSHALL")
+    entries = [delta(rooms, begun, "more") for begun in runs] if how == "at an append" else []
+    if not entries:
+        log._link.close()
+        log._open()
+    asked: list[Any] = []
+    ask, holds = log._link.ask, log._holds
+    monkeypatch.setattr(log._link, "ask", lambda *commands: asked.append("Redis") or ask(*commands))
+    monkeypatch.setattr(log, "_holds", lambda lease: asked.append("store") or holds(lease))
+    log.turn(lease, entries, [])
+    assert asked == [*(["Redis"] if entries else []), "Redis", "store", "Redis"]
+    for begun in runs:
+        more = [entry.frames[0] for entry in entries if entry.run_id == begun.run_id]
+        assert events(rooms, begun) == [*rooms.live[begun.run_id], *more]
+        assert redis(rooms, "TTL", key(rooms, begun)) > streams.ENDED_SECONDS
+
+
+def test_so_much_that_was_lost_is_written_again_in_several_requests(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = make()
+    log = rooms.journal
+    runs = [rooms.begin() for _ in range(6)]
+    for begun in runs:
+        rooms.append(begun, "x" * 1000)
+    redis(rooms, "FLUSHALL")
+    monkeypatch.setattr(redis_log, "AT_ONCE", 1500)
+    asked: list[int] = []
+    ask = log._link.ask
+    monkeypatch.setattr(log._link, "ask", lambda *commands: asked.append(len(commands)) or ask(*commands))
+    log._mended = 0
+    log.turn(rooms.holding.lease, [], [])
+    assert asked == [6, 4, 4, 4]
+    for begun in runs:
+        assert events(rooms, begun) == rooms.live[begun.run_id]
 
 
 # -- takeovers ---------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ Deliberate choices; do not change one without reading why:
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -48,6 +49,8 @@ logger = logging.getLogger("flaskchat")
 
 TOGETHER = 200
 """Streams that are looked at in one go."""
+AT_ONCE = 4 << 20
+"""Bytes of lost events that are sent in one go, and one run's beyond it."""
 
 
 class RedisLog:
@@ -168,56 +171,65 @@ class RedisLog:
         if self._doubted and not entries:
             _sound(link.ask(streams.probe(self._keys.probe)))
         replies = iter(link.ask(*commands) if commands else ())
+        refused = []
         for entry in entries:
             if _refused(next(replies)):
-                self._settle(lease, link, entry.run_id, entry)
+                run = self._memory.get(entry.run_id)
+                if run is None or not run.own:  # abandoned meanwhile
+                    raise Fenced(lease.worker_id)
+                refused.append((run, entry))
             if entry.ended or entry.seq == 1:
                 next(replies)
+        if refused:
+            self._settle(lease, link, refused)
         self._doubted = False
 
     def _mend(self, lease: Lease, link: Link) -> None:
         """Compare the streams of our live runs with what has been appended to them, and write what they lack."""
-        mine, held = [run for run in self._memory.own() if run.last_seq], False
-        for at in range(0, len(mine), TOGETHER):
-            some = mine[at : at + TOGETHER]
-            found = _sound(link.ask(*[streams.newest(self._keys.run(run.run_id)) for run in some]))
-            for run, rows in zip(some, found, strict=True):
-                upto = streams.parse_id(rows[0][0])[0] if rows else 0
-                if upto < run.last_seq or upto == streams.MAX_SEQ:
-                    held = held or self._holds(lease)
-                    self._settle(lease, link, run.run_id, held=held)
+        self._settle(lease, link, [(run, None) for run in self._memory.own() if run.last_seq])
         self._mended = link.generation
 
-    def _settle(
-        self, lease: Lease, link: Link, run_id: str, entry: Append | None = None, *, held: bool = False
-    ) -> None:
-        """Make a stream of ours hold all that we have.
+    def _settle(self, lease: Lease, link: Link, ours: Sequence[tuple[Any, Append | None]]) -> None:
+        """Make streams of ours hold all that we have.
 
-        :param entry: is not in memory yet.
-        :param held: the store has just said that the lease is.
-        :raises Fenced: it is sealed, or somebody else has written to it.
+        :param ours: the runs in memory, each with an entry that is not there yet.
+        :raises Fenced: one is sealed, or somebody else has written to it.
         """
-        run, key = self._memory.get(run_id), self._keys.run(run_id)
-        known: list[bytes] = run.frames if run is not None and run.own else []
-        known = known + entry.frames if entry is not None else known
-        (rows,) = _sound(link.ask(streams.newest(key)))
-        upto = 0
-        if rows:
-            upto, _ = streams.parse_id(rows[0][0])
-            same = all(found.frames == known[found.seq - 1 : upto] for found in streams.appends(rows))
-            if upto > len(known) or not same:  # a seal's is above all
+        held, mended = False, 0
+        for at in range(0, len(ours), TOGETHER):
+            some = ours[at : at + TOGETHER]
+            found = _sound(link.ask(*[streams.newest(self._keys.run(run.run_id)) for run, _ in some]))
+            lacking = deque()
+            for (run, entry), rows in zip(some, found, strict=True):
+                upto = streams.parse_id(rows[0][0])[0] if rows else 0
+                if entry is None and run.last_seq <= upto < streams.MAX_SEQ:
+                    continue  # more: an append whose answer was lost, and which is made again
+                known = _known(run, entry)
+                same = all(found.frames == known[found.seq - 1 : upto] for found in streams.appends(rows))
+                if upto > len(known) or not same:  # a seal's is above all
+                    raise Fenced(lease.worker_id)
+                if upto < len(known):
+                    lacking.append((run, entry, upto))
+            if lacking and not held and not self._holds(lease):
                 raise Fenced(lease.worker_id)
-        if upto == len(known):
-            return
-        if not held and not self._holds(lease):
-            raise Fenced(lease.worker_id)
-        ended = entry is not None and entry.ended
-        rest = Append(run_id, upto + 1, known[upto:], ended)
-        seconds = streams.ENDED_SECONDS if ended else streams.LIVE_SECONDS
-        written, _ = link.ask(streams.append(key, rest), streams.expire(key, seconds))
-        if _refused(written):
+            held, mended = held or bool(lacking), mended + len(lacking)
+            while lacking:
+                self._write_again(link, lacking)
+        if mended:
+            logger.warning("Redis had lost events of %d live runs; they were written again", mended)
+
+    def _write_again(self, link: Link, lacking: deque[tuple[Any, Append | None, int]]) -> None:
+        """Take the first of what is lacking, as much as is sent at once, and write it."""
+        commands: list[Command] = []
+        size = 0
+        while lacking and size < AT_ONCE:
+            run, entry, upto = lacking.popleft()
+            rest = Append(run.run_id, upto + 1, _known(run, entry)[upto:], entry is not None and entry.ended)
+            key, size = self._keys.run(run.run_id), size + sum(map(len, rest.frames))
+            seconds = streams.ENDED_SECONDS if rest.ended else streams.LIVE_SECONDS
+            commands += [streams.append(key, rest), streams.expire(key, seconds)]
+        if any(_refused(written) for written in link.ask(*commands)[::2]):
             raise LogUnavailable("Redis: a stream changes while it is mended")
-        logger.warning("run %s: Redis had %d of %d events; the others were written again", run_id, upto, len(known))
 
     def _holds(self, lease: Lease) -> bool:
         held = sa.select(workers.c.id).where(workers.c.id == lease.worker_id, workers.c.epoch == lease.epoch)
@@ -341,6 +353,12 @@ class RedisLog:
             self._ask(streams.probe(self._keys.probe))  # one without memory answers a PING, and so does a replica
         except Unavailable as error:
             raise LogUnavailable(str(error.__cause__)) from error
+
+
+def _known(run: Any, entry: Append | None) -> list[bytes]:
+    """All frames of a run of ours."""
+    known: list[bytes] = run.frames
+    return known if entry is None else known + entry.frames
 
 
 def _refused(reply: Any) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import redis
 import sqlalchemy as sa
 
@@ -115,9 +116,17 @@ class PostgreSQL(Data):
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         names = self.rows("SELECT tablename FROM pg_tables WHERE tablename LIKE ?", "flaskchat%")
+        lock = f"LOCK TABLE {', '.join(name for (name,) in names)} IN EXCLUSIVE MODE"
         with self._engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN")
-            connection.exec_driver_sql(f"LOCK TABLE {', '.join(name for (name,) in names)} IN EXCLUSIVE MODE")
+            while True:
+                connection.exec_driver_sql("BEGIN")
+                try:
+                    connection.exec_driver_sql(lock)
+                    break
+                except sa.exc.OperationalError as error:  # somebody took two of them the other way round
+                    if not isinstance(error.orig, psycopg.errors.DeadlockDetected):
+                        raise
+                    connection.exec_driver_sql("ROLLBACK")
             try:
                 yield
             finally:
