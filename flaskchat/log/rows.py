@@ -26,7 +26,11 @@ from .base import Append, Control, Entry, Orphan
 logger = logging.getLogger("flaskchat")
 
 VERSION = 1
-"""Of the rows' format. Rows of a version we do not know are passed over."""
+"""Of the rows' format. Rows of a version we do not know are passed over, so that two versions can share a log for the
+time of a rolling update. Whoever passes them over shows those replies when they are over, hears no Stop that is said in
+them, and has no text for the replies of a worker that was killed. So another format is read by one release before the
+next one writes it; another kind of event needs no other format.
+"""
 CONTROL = "control"
 """Rows under this name are for everybody, also for the worker that wrote them."""
 KEEP = 30.0

@@ -1,0 +1,111 @@
+"""Two versions on one database, for the time of a rolling update: each serves the other's conversations and streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flaskchat.store.schema import HEAD, VERSION_TABLE
+from tests.backends import Backend
+from tests.conftest import Server
+from tests.server.badmodel import Running
+from tests.server.checker import judge
+from tests.server.checks import FAULTY, data_of
+from tests.server.client import seqs
+from tests.server.dump import Tap
+from tests.server.history import Event, History
+from tests.server.nodes import Nodes, kill, settings
+from tests.server.test_kill import KEPT, SOON, newcomer
+
+pytestmark = pytest.mark.backends("postgres+redis", long=("postgres",))
+
+Start = Callable[..., Nodes]
+
+
+@pytest.fixture
+def start(serve: Callable[..., Server], model: Running, backend: Backend, tmp_path: Path) -> Start:
+    """The older one, and beside it one that has migrated the database and lets the older go on."""
+
+    def begin(**more: object) -> Nodes:
+        made = []
+        for host, app in (("older", FAULTY), ("newer", "tests.server.newer:app")):
+            own = tmp_path / f"tmp-{host}"
+            own.mkdir()
+            values = settings(model, TEST_HOST=host, TMPDIR=own, **SOON, **more)
+            made.append(serve(values, workers=1, app=app, args=KEPT))
+            if host == "older":
+                assert backend.postgres is not None
+                made[0].client().json("/conversations")  # which makes its tables
+                for change in (
+                    f"UPDATE {VERSION_TABLE} SET version_num = '9999'",
+                    f"UPDATE flaskchat_compatible SET oldest = '{HEAD}'",
+                ):
+                    backend.postgres.execute(change, database=backend.database)
+        return Nodes(made[0], made[1], made[0].port)
+
+    return begin
+
+
+def kinds(events: list[Event]) -> set[str]:
+    return {event.event for event in events}
+
+
+def test_two_versions_serve_each_others_conversations_and_live_streams(start: Start, model: Running) -> None:
+    """The newer one's replies have events that the older does not know: it passes them on as they are."""
+    nodes = start()
+    history = History()
+    old = newcomer(history, nodes.one, "somebody")
+    new = nodes.visitor(history, nodes.other, old)
+    with Tap(nodes.one) as tap:
+        theirs, ours = new.ask(tokens=40, rate=20), old.ask(tokens=400, rate=20)
+        there, here = old.follow(theirs.run_id), new.follow(ours.run_id)
+        for reading in (theirs, ours, here, there):
+            reading.take(3)
+        assert kinds(here.take(3)) == {"delta"}
+        assert new.stop(ours.run_id).body["state"] == "stopped"
+        for reading in (theirs, ours, here, there):
+            reading.rest()
+        assert kinds(there.events) == {"start", "delta", "citation", "done"}
+        assert [event.what for event in there.events] == [event.what for event in theirs.events]
+        assert [event.what for event in here.events] == [event.what for event in ours.events]
+        conversation = theirs.start["conversation_id"]
+        assert old.conversation(conversation).body == new.conversation(conversation).body
+        further = old.ask(tokens=5, more={"conversation_id": conversation})
+        assert further.rest()[-1].event == "done"
+        silent = new.ask(tokens=20, fault="stall", after=5, hold=60)
+        silent.take(2)
+        assert old.stop(silent.run_id).body["state"] == "stopped"
+        silent.rest()
+        last = new.ask(tokens=4000, rate=50)
+        last.take(20)
+        kill(history, nodes.other)
+        last.rest()
+        events = old.to_the_end(last.run_id)
+        assert kinds(events) == {"start", "delta", "citation", "interrupted"}, "its text, and what nobody here knows"
+    judge(history, nodes.one, model, tap=tap)
+    assert "damaged" not in nodes.one.log()
+
+
+def test_rows_of_a_format_that_a_worker_does_not_know_are_passed_over_and_the_reply_is_read_when_it_is_over(
+    start: Start, model: Running
+) -> None:
+    nodes = start(TEST_ROWS="2")
+    history = History()
+    old = newcomer(history, nodes.one, "somebody")
+    new = nodes.visitor(history, nodes.other, old)
+    ours, theirs = old.ask(tokens=60, rate=20), new.ask(tokens=40, rate=20)
+    here = new.follow(ours.run_id)
+    assert kinds(here.take(4)[1:]) == {"delta"}, "the newer reads both, as it is written"
+    seen = old.to_the_end(theirs.run_id)
+    assert seqs(seen) == list(range(1, len(seen) + 1))  # type: ignore[arg-type]
+    for reading in (ours, here, theirs):
+        reading.rest()
+    assert [event.what for event in seen] == [event.what for event in theirs.events]
+    assert seen[-1].event == "done"
+    judge(history, nodes.one, model)
+    for node in nodes.both:
+        assert "damaged" not in node.log()
+        assert "Traceback" not in node.log()
+    assert data_of(nodes.one).rows("SELECT count(*) FROM flaskchat_runs WHERE state = 'running'") == [(0,)]
