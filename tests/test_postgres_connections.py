@@ -167,7 +167,7 @@ def test_a_first_address_that_never_answers_does_not_use_up_the_others_time(
 
 
 @pytest.mark.backends("postgres+redis")
-def test_whoever_ends_runs_for_a_log_elsewhere_waits_no_longer_for_the_database_than_a_tick_may(
+def test_whoever_ends_runs_for_a_log_elsewhere_waits_for_the_database_no_longer_than_is_said(
     make: Callable[[], Rooms]
 ) -> None:
     rooms = make()

@@ -12,8 +12,10 @@ from .base import LogUnavailable
 
 BUSY = 0.1
 """Seconds that SQLite's lock is waited for; then it is tried again."""
-PATIENCE = 1.0
-"""Seconds that PostgreSQL has for a statement."""
+PATIENCE = 10.0
+"""Seconds that PostgreSQL has for a statement: a text of megabytes, whose every part goes into the search's index, may
+take longer than one, and given up it would only be begun again.
+"""
 
 _HELD = "SELECT 1 FROM flaskchat_workers WHERE id = ? AND epoch = ?"
 

@@ -30,6 +30,9 @@ Deliberate choices; do not change one without reading why:
 10. Nor has that server the last of our own rows then, and what followed would come after a gap, at which readers leave
     and whoever takes over stops. So behind a new connection our last row is looked for: rows are lost from the end, so
     where it is there all are. Where it is not, all that our live runs have got is appended again.
+11. A reply of megabytes, whose every part goes into the search's index, may take longer to finish than a tick's
+    statement has; begun again and again it would keep all others from the log. So endings that were given up get more
+    time with the next attempt, as long as the tick then takes, and as the promised end of the others allows.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ from .. import tasks
 from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import said
-from ..store.postgres import Postgres, PostgreSQL, executor
+from ..store.postgres import MARGIN, Postgres, PostgreSQL, executor
 from .base import Append, Entry, LogUnavailable
 from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
 from .tail import Memory
@@ -60,6 +63,8 @@ T = TypeVar("T")
 CHANNEL = "flaskchat"
 PATIENCE = 1.0
 """Seconds that the server has for a statement of the tick's."""
+LARGE = 10.0
+"""Seconds that it has for one that finishes a reply, where PATIENCE was not enough."""
 SAFETY = 1.0
 """Seconds after which a tick looks for news that nobody told of."""
 HOLES_FOR = 15.0
@@ -117,6 +122,8 @@ class PostgresLog(Rows):
         """The id of the last one that was appended here."""
         self._mended = False
         """Whether it was looked for over this connection."""
+        self._large = False
+        """Whether what ended took longer than a statement has: see 11."""
         self._stopped = False
 
     # -- news --------------------------------------------------------------------------------------------------------
@@ -241,11 +248,22 @@ class PostgresLog(Rows):
             self._append_and_notify(raw, lease, entries)
             return
         ask = executor(raw)
-        with raw.transaction():
-            last_row = self._insert_row(raw, lease, entries)
-            # In one order for all workers, so that none waits for another that waits for it.
-            for ending in sorted(endings, key=lambda ending: ending.conversation_id):
-                finish.write_once(ask, lease, ending)
+        patience = raw.patience
+        try:
+            with raw.transaction():
+                if self._large:
+                    raw.execute(f"SET LOCAL statement_timeout = {int(LARGE * 1000)}".encode())
+                    raw.patience = max(patience, LARGE + MARGIN)
+                last_row = self._insert_row(raw, lease, entries)
+                # In one order for all workers, so that none waits for another that waits for it.
+                for ending in sorted(endings, key=lambda ending: ending.conversation_id):
+                    finish.write_once(ask, lease, ending)
+            self._large = False
+        except psycopg.errors.QueryCanceled:
+            self._large = True
+            raise
+        finally:
+            raw.patience = patience
         self._last_row = last_row
         try:
             raw.execute(_NOTIFY)
