@@ -218,7 +218,7 @@ class _Case:
         # The kernel counts a wait when it is over. So what is counted now may be of the gaps before, and be longer.
         net = gap - (now.waited - before.waited)
         if now.others_waited is not None and before.others_waited is not None:
-            net -= now.others_waited - before.others_waited
+            net -= max(0.0, now.others_waited - before.others_waited)  # less, where a thread has ended
         if kept_away or now.busy or (not now.since and before.busy):
             net = min(net, ran)
         if before.since and now.since and before.turn == now.turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -83,7 +84,9 @@ def test_of_twenty_streams_at_once_ten_are_opened(serve: Callable[..., Server]) 
     client = visitor(server)
     first = client.send("x", model="silent")
     started(first)
-    answers = at_once([lambda twin=twin: twin.follow(first.run_id) for twin in twins(server, client, 20)])
+    pids = itertools.cycle(server.workers())
+    ways = [(twin, twin.connect_to(next(pids))) for twin in twins(server, client, 20)]
+    answers = at_once([lambda twin=twin, way=way: twin.follow(first.run_id, connection=way) for twin, way in ways])
     assert statuses(answers) == {200: 9, 429: 11}
     assert {answer.worker for answer in answers} == set(server.workers()), "on both workers"
     for answer in answers:

@@ -175,3 +175,14 @@ def test_a_late_look_counts_only_what_the_hub_has_computed() -> None:
     assert judged((0.04, 0, 0, 0), (0.016, 0, 0, 0), stopped, (0.016, 0, 0, 0)) < 0.06
     computed = (0.4, 0.39, 0, 0)
     assert judged((0.04, 0, 0, 0), (0.016, 0, 0, 0), computed, (0.016, 0, 0, 0)) > 0.4
+
+
+def test_a_thread_that_has_ended_adds_nothing_to_a_hold() -> None:
+    """What it had waited for a processor all its life is not in the sum of those that live."""
+    frame = sys._getframe()
+    case, look = _Case(0.1), Look(100.0, 7, 100.0, [frame], 5.0, 5.0, 5.0, 60.0)
+    for others in (60.0, 1.0, 1.0):
+        now = look._replace(at=look.at + 0.016, others_waited=others)
+        assert case.add(look, now, 0.016, ()) is None
+        look = now
+    assert case.held < 0.06
