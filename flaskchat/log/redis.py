@@ -199,7 +199,7 @@ class RedisLog:
         for at in range(0, len(ours), TOGETHER):
             some = ours[at : at + TOGETHER]
             found = _sound(link.ask(*[streams.newest(self._keys.run(run.run_id)) for run, _ in some]))
-            lacking = deque()
+            lacking: deque[tuple[Any, Append | None, int]] = deque()
             for (run, entry), rows in zip(some, found, strict=True):
                 upto = streams.parse_id(rows[0][0])[0] if rows else 0
                 if entry is None and run.last_seq <= upto < streams.MAX_SEQ:

@@ -16,7 +16,7 @@ from tests.server.client import deadline
 from tests.server.history import History
 from tests.server.test_kill import KEPT, Beside, ask_at, newcomer, settings
 
-FROZEN = 3.0
+FROZEN = 2.0
 """Seconds: longer than the patience for a statement."""
 
 
@@ -44,7 +44,7 @@ def test_while_the_store_stands_still_a_reply_that_ends_waits_and_the_others_go_
         for _ in deadline(30, "the model to have said all of it"):
             if model.stats(str(history.posts[1].tag))["live"] == 0:
                 break
-        while time.monotonic() - frozen_at < FROZEN or len(going_on.events) < 80:
+        while time.monotonic() - frozen_at < FROZEN or len(going_on.events) < 60:
             for reading in (going_on, followed):
                 assert [event.event for event in reading.take(5)] == ["delta"] * 5
         assert not ending.ended, "its end was told before the store had it"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -15,50 +16,61 @@ from tests.server.checker import judge
 from tests.server.checks import FAULTY, data_of
 from tests.server.client import seqs
 from tests.server.dump import Tap
-from tests.server.history import Event, History
+from tests.server.history import Event, History, Visitor
 from tests.server.nodes import Nodes, kill, settings
 from tests.server.test_kill import KEPT, SOON, newcomer
 
 pytestmark = pytest.mark.backends("postgres+redis", long=("postgres",))
 
-Start = Callable[..., Nodes]
+
+class Versions(NamedTuple):
+    old: Server
+    new: Server
+    newest: Server
+    """Which writes rows that the old one does not know."""
+
+    def visitor(self, history: History, node: Server, like: Visitor) -> Visitor:
+        return Nodes(self.old, node, 0).visitor(history, node, like)
 
 
-@pytest.fixture
-def start(serve: Callable[..., Server], model: Running, backend: Backend, tmp_path: Path) -> Start:
-    """The older one, and beside it one that has migrated the database and lets the older go on."""
-
-    def begin(**more: object) -> Nodes:
-        made = []
-        for host, app in (("older", FAULTY), ("newer", "tests.server.newer:app")):
-            own = tmp_path / f"tmp-{host}"
+@pytest.fixture(scope="module")
+def versions(shared_backend: Backend, tmp_path_factory: pytest.TempPathFactory, model: Running) -> Iterator[Versions]:
+    """The old one, and beside it two that have migrated the database and let the old one go on."""
+    folder, postgres = tmp_path_factory.mktemp("versions"), shared_backend.postgres
+    assert postgres is not None
+    newer = "tests.server.newer:app"
+    made: list[Server] = []
+    with contextlib.ExitStack() as stack:
+        for host, app, more in (("old", FAULTY, {}), ("new", newer, {}), ("newest", newer, {"TEST_ROWS": "2"})):
+            own = folder / f"tmp-{host}"  # two machines share no folder
             own.mkdir()
-            values = settings(model, TEST_HOST=host, TMPDIR=own, **SOON, **more)
-            made.append(serve(values, workers=1, app=app, args=KEPT))
-            if host == "older":
-                assert backend.postgres is not None
+            values = settings(model, FLASKCHAT_MODEL="openai:fake", TEST_HOST=host, TMPDIR=own, **SOON, **more)
+            made.append(
+                Server(folder, values, workers=1, kind="gevent", app=app, args=KEPT, backend=shared_backend)
+            )  # fmt: skip
+            stack.callback(made[-1].close)
+            if host == "old":
                 made[0].client().json("/conversations")  # which makes its tables
                 for change in (
                     f"UPDATE {VERSION_TABLE} SET version_num = '9999'",
                     f"UPDATE flaskchat_compatible SET oldest = '{HEAD}'",
                 ):
-                    backend.postgres.execute(change, database=backend.database)
-        return Nodes(made[0], made[1], made[0].port)
-
-    return begin
+                    postgres.execute(change, database=shared_backend.database)
+        yield Versions(*made)
+    for server in made:
+        print(f"--- log of the server at {server.port}\n{server.log()}")
 
 
 def kinds(events: list[Event]) -> set[str]:
     return {event.event for event in events}
 
 
-def test_two_versions_serve_each_others_conversations_and_live_streams(start: Start, model: Running) -> None:
+def test_two_versions_serve_each_others_conversations_and_live_streams(versions: Versions, model: Running) -> None:
     """The newer one's replies have events that the older does not know: it passes them on as they are."""
-    nodes = start()
     history = History()
-    old = newcomer(history, nodes.one, "somebody")
-    new = nodes.visitor(history, nodes.other, old)
-    with Tap(nodes.one) as tap:
+    old = newcomer(history, versions.old, "somebody")
+    new = versions.visitor(history, versions.new, old)
+    with Tap(versions.old) as tap:
         theirs, ours = new.ask(tokens=40, rate=20), old.ask(tokens=400, rate=20)
         there, here = old.follow(theirs.run_id), new.follow(ours.run_id)
         for reading in (theirs, ours, here, there):
@@ -80,21 +92,20 @@ def test_two_versions_serve_each_others_conversations_and_live_streams(start: St
         silent.rest()
         last = new.ask(tokens=4000, rate=50)
         last.take(20)
-        kill(history, nodes.other)
+        kill(history, versions.new)
         last.rest()
         events = old.to_the_end(last.run_id)
         assert kinds(events) == {"start", "delta", "citation", "interrupted"}, "its text, and what nobody here knows"
-    judge(history, nodes.one, model, tap=tap)
-    assert "damaged" not in nodes.one.log()
+    judge(history, versions.old, model, tap=tap)
+    assert "damaged" not in versions.old.log()
 
 
 def test_rows_of_a_format_that_a_worker_does_not_know_are_passed_over_and_the_reply_is_read_when_it_is_over(
-    start: Start, model: Running
+    versions: Versions, model: Running
 ) -> None:
-    nodes = start(TEST_ROWS="2")
     history = History()
-    old = newcomer(history, nodes.one, "somebody")
-    new = nodes.visitor(history, nodes.other, old)
+    old = newcomer(history, versions.old, "somebody")
+    new = versions.visitor(history, versions.newest, old)
     ours, theirs = old.ask(tokens=60, rate=20), new.ask(tokens=40, rate=20)
     here = new.follow(ours.run_id)
     assert kinds(here.take(4)[1:]) == {"delta"}, "the newer reads both, as it is written"
@@ -104,8 +115,8 @@ def test_rows_of_a_format_that_a_worker_does_not_know_are_passed_over_and_the_re
         reading.rest()
     assert [event.what for event in seen] == [event.what for event in theirs.events]
     assert seen[-1].event == "done"
-    judge(history, nodes.one, model)
-    for node in nodes.both:
+    judge(history, versions.old, model)
+    for node in (versions.old, versions.newest):
         assert "damaged" not in node.log()
         assert "Traceback" not in node.log()
-    assert data_of(nodes.one).rows("SELECT count(*) FROM flaskchat_runs WHERE state = 'running'") == [(0,)]
+    assert data_of(versions.old).rows("SELECT count(*) FROM flaskchat_runs WHERE state = 'running'") == [(0,)]
