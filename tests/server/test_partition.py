@@ -135,9 +135,9 @@ def held(server: Server, line: Cable) -> tuple[set[int], int]:
     return ports, sum(worker.num_fds() for worker in workers)
 
 
-def assert_not_ready(server: Server, wrong: set[str], workers: int) -> None:
-    """So many workers say so, and what is wrong, within their patience for a server that does not answer."""
-    for worker in server.workers()[:workers]:
+def assert_not_ready(server: Server, wrong: set[str]) -> None:
+    """Each worker says so, and what is wrong, within its patience for a server that does not answer."""
+    for worker in server.workers():
         client = server.client()
         connection = client.connect_to(worker)
         began = time.monotonic()
@@ -176,9 +176,10 @@ def test_replies_outlive_a_partition_and_nobody_waits_in_silence(
     descriptors = 0
     for _ in range(3 if long else 1):
         history = History()
-        readings = crowd(server, history, tokens=400 if long else 300)
+        asker = newcomer(history, server, "somebody")
+        readings = crowd(server, history, tokens=400, asker=asker)
         tab = newcomer(history, server, "somebody else")
-        mine = tab.ask(tokens=400 if long else 300, rate=50)
+        mine = tab.ask(tokens=400, rate=50)
         mine.take(2)
         heard = Heard(tab.client.follow(mine.run_id))
         ports, before = held(server, line)
@@ -186,17 +187,20 @@ def test_replies_outlive_a_partition_and_nobody_waits_in_silence(
         descriptors = descriptors or before
         line.pull()
         pulled = time.monotonic()
-        assert_not_ready(server, {"store"} if store else {"log"}, workers=2 if long else 1)
+        assert_not_ready(server, {"store"} if store else {"log"})
         refused = tab.ask(tokens=5)
         assert refused.status == 503
         assert model.stats(str(history.posts[-1].tag))["posts"] == 0
-        pass_time(pulled + (4.5 if long else 3.0))
+        pass_time(pulled + 4.5)
         line.plug_in()
         plugged = time.monotonic()
         to_the_end([*readings, mine])
         heard.join(30)
         for reading in (*readings, mine):
-            assert reading.events[-1].event == "done", (reading.how, reading.events[-1])
+            events = reading.events
+            if not (long or reading.ended):  # on a machine with other work it may have ended before the cable was back
+                events = (tab if reading is mine else asker).to_the_end(reading.run_id, reading.last)
+            assert events[-1].event == "done", (reading.how, events[-1])
         went_on = min(event.at for event in mine.events if event.at > plugged)
         print(f"went on {went_on - plugged:.1f} s after the cable was back")
         assert went_on - plugged < 8

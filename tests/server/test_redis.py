@@ -19,7 +19,7 @@ from tests.server.badmodel import Running
 from tests.server.checker import judge
 from tests.server.checks import FAULTY
 from tests.server.client import deadline, seqs, text
-from tests.server.history import History, Reading
+from tests.server.history import History, Reading, Visitor
 from tests.server.test_kill import Beside, ask_at, newcomer, settings
 
 Serve = Callable[..., Server]
@@ -43,9 +43,9 @@ def forgetful() -> Iterator[RedisServer]:
     server.close()
 
 
-def crowd(server: Server, history: History, tokens: int) -> list[Reading]:
+def crowd(server: Server, history: History, tokens: int, asker: Visitor | None = None) -> list[Reading]:
     """Replies on both workers, each with a reader at its own worker and one at the other."""
-    asker = newcomer(history, server, "somebody")
+    asker = asker or newcomer(history, server, "somebody")
     first, second = server.workers()
     readings = []
     for mine, other in ((first, second), (second, first)):
