@@ -151,7 +151,7 @@ class Server:
         self, folder: Path, settings: dict[str, object], *, workers: int, kind: str, app: str, args: list[str],
         backend: Backend = SQLITE,
     ) -> None:  # fmt: skip
-        self.folder, self.backend = folder, backend
+        self.folder, self.backend, self._count = folder, backend, workers
         self._clients: list[Client] = []
         self._family: list[psutil.Process] | None = None
         """Its workers, once it has been told to leave."""
@@ -192,7 +192,7 @@ class Server:
             try:
                 stream = self.client(timeout=10).get("/healthz")
                 stream.close()
-                if stream.status == 200:
+                if stream.status == 200 and len(self.workers()) >= self._count:  # they are begun one after the other
                     return
             except OSError:
                 pass
