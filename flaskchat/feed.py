@@ -197,7 +197,7 @@ class Feed:
             parts=encode_parts(self.reasoning.decode(), self.tools),
             finish_reason=terminal.finish_reason if isinstance(terminal, Done) else None,
             usage=_json(usage) if usage is not None else None,
-            tokens=usage.input_tokens + usage.output_tokens if usage is not None else None,
+            tokens=usage.total if usage is not None else None,
             error=_json(terminal) if isinstance(terminal, Error) else None,
             upstream_closed_ms=self.upstream_closed_ms,
             last_seq=self.seq,

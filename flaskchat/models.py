@@ -24,6 +24,11 @@ class Usage(msgspec.Struct, omit_defaults=True):
     reasoning_tokens: int = 0
     cached_tokens: int = 0
 
+    @property
+    def total(self) -> int:
+        """Tokens in all, at most what 32 bits of the database hold: a model's server may report anything."""
+        return min(self.input_tokens + self.output_tokens, (1 << 31) - 1)
+
 
 class Start(msgspec.Struct):
     event: ClassVar[str] = "start"

@@ -351,6 +351,8 @@ class Pump:
             self._news.extend(self.log.turn(lease, entries, endings))
         except LogUnavailable as error:
             refused = error
+            if self.log.apart:  # the store has them, also where nothing could be followed
+                refused.finished = {entry.run_id for entry in entries if entry.ended}
         # A turn that appends must not fail over what it reads, so it does not say either whether it could read; and one
         # of a log that tells has not looked.
         if (refused is not None or (looked_for and (entries or self.log.tells))) and not self._read_on():

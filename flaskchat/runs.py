@@ -252,6 +252,9 @@ class Runs:
         :raises NotFound: no such run, or not this owner's.
         """
         asked_at = time.monotonic()
+        feed = self._pump.feeds.get(run_id)
+        if feed is not None and feed.begun.owner == owner:
+            self.end(feed, Stopped(), asked_at)  # before the store is asked, which may be slow, or away
         row = self._row(run_id, owner)
         asked = False
         while row.state == "running" and time.monotonic() - asked_at < STOP_PATIENCE:

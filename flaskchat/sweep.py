@@ -251,7 +251,7 @@ def orphan_ending(row: Row[Any], frames: list[bytes]) -> tuple[Ending, list[byte
         parts=encode_parts(said.reasoning, said.tools),
         finish_reason=event.finish_reason if isinstance(event, Done) else None,
         usage=msgspec.json.encode(usage) if usage is not None else None,
-        tokens=usage.input_tokens + usage.output_tokens if usage is not None else None,
+        tokens=usage.total if usage is not None else None,
         error=msgspec.json.encode(event) if isinstance(event, Error | Interrupted) else None,
         last_seq=len(frames) + len(last),
         frames=b"".join([*frames, *last]),

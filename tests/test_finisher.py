@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from flaskchat.finisher import TOGETHER
 from flaskchat.log.base import Append, Entry, LogUnavailable
 from flaskchat.models import Delta, Done
 from flaskchat.store.base import Ending, Fenced, Lease
@@ -18,23 +19,27 @@ class Apart(Memory):
     apart = True
     away = False
     """The store cannot be used."""
+    never: Exception | None = None
+    """What the store says of `run_never`."""
+    doubts = 0
 
     def finish(self, lease: Lease, endings: list[Ending]) -> None:
         if self.away:
             raise LogUnavailable("the store is away")
+        if self.never is not None and any(ending.run_id == "run_never" for ending in endings):
+            raise self.never
         if lease.worker_id not in self.held:
             raise Fenced(lease.worker_id)
         self.endings += endings
+
+    def doubt(self) -> None:
+        self.doubts += 1
 
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         assert not endings
         ended = {entry.run_id for entry in entries if entry.ended}
         assert ended <= {ending.run_id for ending in self.endings}, "an end was appended that the store does not have"
-        try:
-            return super().turn(lease, entries, endings)
-        except LogUnavailable as error:
-            error.finished = ended
-            raise
+        return super().turn(lease, entries, endings)
 
 
 class Far(Bench):
@@ -147,3 +152,81 @@ def test_the_task_tries_again_and_ends_with_the_pump(monkeypatch: pytest.MonkeyP
     bench.pump.close(5)
     assert time.monotonic() - began < 5
     assert not bench.pump.finisher._task.is_alive()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("what", [LogUnavailable("out of range"), ValueError("what nobody has thought of")])
+def test_one_that_the_store_never_takes_keeps_none_of_the_others(bench: Far, what: Exception) -> None:
+    bench.log.never = what
+    others = []
+    for name in ("run_never", "run_b", "run_c", "run_d"):
+        feed, source = bench.run(name)
+        bench.put(feed, source, Delta("Hello"), Done())
+        others.append(feed)
+    bench.tick()
+    for _ in range(10):
+        bench.pump.finisher._attempt()
+    bench.tick()
+    assert [feed.live.ended for feed in others] == [False, True, True, True]
+
+
+def test_ended_runs_are_finished_some_at_a_time(bench: Far) -> None:
+    feeds = []
+    for number in range(2 * TOGETHER + 1):
+        feed, source = bench.run(f"run_{number}")
+        bench.put(feed, source, Done())
+        feeds.append(feed)
+    bench.tick()
+    for finished in (TOGETHER, 2 * TOGETHER, 2 * TOGETHER + 1):
+        assert bench.pump.finisher.attempt()
+        assert len(bench.log.endings) == finished
+    bench.tick()
+    assert all(feed.live.ended for feed in feeds)
+
+
+def test_whatever_fails_when_a_lease_is_lost_it_is_tried_again(bench: Far) -> None:
+    feed, source = bench.run("run_a")
+    bench.put(feed, source, Done())
+    bench.tick()
+    bench.log.held.clear()
+    abandon = bench.pump.on_fenced
+
+    def fail(lease: Lease) -> None:
+        bench.pump.on_fenced = abandon
+        raise OSError("no locks are available")
+
+    bench.pump.on_fenced = fail
+    assert not bench.pump.finisher._attempt()
+    assert bench.pump.finisher._attempt()
+    assert feed.live.closed
+
+
+def test_a_store_that_is_away_for_long_makes_the_log_be_asked_who_writes_our_runs(
+    bench: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have counted this worker out meanwhile, and its readers would wait for an end that it cannot write."""
+    feed, source = bench.run("run_a")
+    bench.put(feed, source, Done())
+    bench.log.away = True
+    bench.tick()
+    assert not bench.pump.finisher.attempt()
+    assert not bench.pump.finisher.attempt()
+    assert bench.log.doubts == 0
+    monkeypatch.setattr("flaskchat.finisher.DOUBT_AFTER", -1.0)
+    assert not bench.pump.finisher.attempt()
+    assert bench.log.doubts == 1
+
+
+def test_what_the_store_has_is_over_though_the_log_cannot_even_be_followed(
+    bench: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> list[Entry]:
+        raise LogUnavailable("it is away")
+
+    monkeypatch.setattr(bench.log, "follow", away)
+    feed, source = bench.run("run_a")
+    bench.put(feed, source, Delta("Hello"), Done())
+    bench.tick()
+    assert bench.pump.finisher.attempt()
+    bench.tick()
+    assert feed.live.ended
+    assert bench.pump.feeds == {}

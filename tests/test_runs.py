@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from flaskchat import sse
 from flaskchat.config import Settings
-from flaskchat.errors import NotFound
+from flaskchat.errors import NotFound, Unavailable
 from flaskchat.limits import Visitor
 from flaskchat.providers.registry import Registry
 from flaskchat.runtime import Runtime
@@ -246,6 +246,9 @@ def test_a_run_whose_end_the_database_has_lost_is_ended_once_more_as_the_log_has
         if live.last_seq == 2:
             break
     runtime.runs.stop(begun.run_id, OWNER)
+    for _ in deadline(30, "the end in the log, which comes after that in the store"):
+        if begun.run_id not in runtime.pump.feeds:
+            break
     frames = runtime.store.frames(begun.run_id)
 
     def lose(c: sa.Connection) -> None:
@@ -261,3 +264,29 @@ def test_a_run_whose_end_the_database_has_lost_is_ended_once_more_as_the_log_has
     assert runtime.pump.refresh()
     assert state(runtime, other) == "running"
     assert list(runtime.pump.feeds) == [other], "this worker was not taken for one that has lost its lease"
+
+
+@pytest.mark.backends("sqlite", "sqlite+redis")
+def test_stop_lets_the_model_go_before_it_asks_a_store_that_may_be_away(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, live = runtime.runs.start(OWNER, command())
+    for _ in deadline(30, "the first word"):
+        if live is not None and live.last_seq == 2:
+            break
+    feed = runtime.pump.feeds[begun.run_id]
+
+    def away(run_id: str, owner: str) -> None:
+        raise Unavailable("It is away.", code="store_unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.store, "run", away)
+        with pytest.raises(Unavailable):
+            runtime.runs.stop(begun.run_id, "user:somebody else's")
+        assert not feed.over()
+        with pytest.raises(Unavailable):
+            runtime.runs.stop(begun.run_id, OWNER)
+        assert feed.source is None, "the model goes on writing"
+    for _ in deadline(30, "the end in the store"):
+        if state(runtime, begun.run_id) == "stopped":
+            break

@@ -133,6 +133,11 @@ class Log(Protocol):
         :raises LogUnavailable: call again with the same.
         """
 
+    def doubt(self) -> None:
+        """Our runs may have been taken over, and the store cannot say so at the moment: find out with the next turn,
+        where the log knows. Does not wait.
+        """
+
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
         """Append what one tick brought and, for runs that ended, finish them in the store: all of it or nothing. Then
         return what others have appended since the last turn, or, where that is much, the first of it (`behind`).

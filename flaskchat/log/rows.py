@@ -96,6 +96,9 @@ class Rows:
     def finish(self, lease: Lease, endings: list[Ending]) -> None:
         raise NotImplementedError  # a turn does it
 
+    def doubt(self) -> None:
+        """Rows are where the store is."""
+
     def unfollow(self) -> None:
         """What comes meanwhile is in the rows."""
 
