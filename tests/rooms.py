@@ -77,19 +77,19 @@ class Rooms:
         known = self.live[begun.run_id]
         last = sse.encode(len(known) + 1, Done())
         ending = ending_of(begun, text, [*known, last])
-        self.end(Append(begun.run_id, len(known) + 1, [last], True), ending)
+        self.end([Append(begun.run_id, len(known) + 1, [last], True)], [ending])
         del self.live[begun.run_id]
         run = self.memory.get(begun.run_id)
         assert run is not None
         self.memory.drop(run)
 
-    def end(self, append: Append, ending: Ending) -> None:
-        """As the pump does it."""
-        endings = [ending]
-        if self.journal.apart:
-            self.journal.finish(self.holding.lease, endings)
+    def end(self, entries: list[Append], endings: list[Ending], lease: Lease | None = None) -> None:
+        """As the pump does it, with its finisher."""
+        lease = lease or self.holding.lease
+        if self.journal.apart and endings:
+            self.journal.finish(lease, endings)
             endings = []
-        self.journal.turn(self.holding.lease, [append], endings)
+        self.journal.turn(lease, entries, endings)
 
     def run(self, begun: Begun, *texts: str) -> None:
         """A whole short run."""

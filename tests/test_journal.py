@@ -210,9 +210,9 @@ def test_a_locked_database_refuses_soon_and_the_same_append_succeeds_later(two: 
     with other.database.connect(write=True) as connection, connection.begin():
         for endings in ([], [ending]):
             with pytest.raises(LogUnavailable):
-                mine.journal.turn(mine.holding.lease, [Append(own.run_id, 3, [last], bool(endings))], endings)
+                mine.end([Append(own.run_id, 3, [last], bool(endings))], endings)
         assert [entry.seq for entry in mine.journal.read(own.run_id)] == [1], "reading goes on"
-    mine.journal.turn(mine.holding.lease, [Append(own.run_id, 3, [last], True)], [ending])
+    mine.end([Append(own.run_id, 3, [last], True)], [ending])
     assert [entry.seq for entry in mine.journal.read(own.run_id)] == [1, 3]
     assert mine.state(own) == "done"
 
@@ -245,10 +245,10 @@ def test_whatever_statement_of_an_ending_fails_all_of_it_or_nothing_is_written(
     statements = spy(rooms)
     statements.fail = lambda statement: len(statements.asked) == nth + 1
     with pytest.raises(LogUnavailable):
-        rooms.journal.turn(rooms.holding.lease, [append], [ending])
+        rooms.end([append], [ending])
     assert (rooms.state(begun), rooms.text(begun)) == ("running", "")
     assert [entry.seq for entry in rooms.journal.read(begun.run_id)] == [1]
-    rooms.journal.turn(rooms.holding.lease, [append], [ending])
+    rooms.end([append], [ending])
     assert (rooms.state(begun), rooms.text(begun)) == ("done", "Hello")
     assert [entry.seq for entry in rooms.journal.read(begun.run_id)] == [1, 3]
 
@@ -262,7 +262,7 @@ def test_nothing_is_appended_under_a_lease_that_is_not_held(make: Callable[[], R
     last = sse.encode(1, Done())
     for endings in ([], [ending_of(begun, "x", [last])]):
         with pytest.raises(Fenced):
-            rooms.journal.turn(lease, [Append(begun.run_id, 1, [last])], endings)
+            rooms.end([Append(begun.run_id, 1, [last])], endings, lease)
     assert rooms.journal_ids() == []
     assert rooms.state(begun) == "running"
 
@@ -274,9 +274,7 @@ def test_a_run_that_somebody_else_has_ended_is_not_ended_again(make: Callable[[]
     rooms.run(begun, "Hello")
     last = sse.encode(4, Done())
     with pytest.raises(Fenced):
-        rooms.journal.turn(
-            rooms.holding.lease, [Append(begun.run_id, 4, [last], True)], [ending_of(begun, "twice", [last])]
-        )
+        rooms.end([Append(begun.run_id, 4, [last], True)], [ending_of(begun, "twice", [last])])
     assert rooms.text(begun) == "Hello"
     assert len(rooms.journal_ids()) == 2
 

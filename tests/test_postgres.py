@@ -297,7 +297,7 @@ def test_runs_that_end_while_their_conversations_are_deleted_fail_neither(two: t
             last = encode(3, Done())
             entries.append(Append(one.run_id, 3, [last], True))
             endings.append(ending_of(one, "Hello", [*mine.live[one.run_id], last]))
-        mine.journal.turn(mine.holding.lease, entries, endings)
+        mine.end(entries, endings)
         mine.live.clear()
         failures.append(deleting.end())
     assert failures == [None] * 6

@@ -208,11 +208,11 @@ def test_an_ending_whose_answer_was_lost_is_taken_for_done_and_another_s_is_not(
     ending = ending_of(begun, "Hello", [*rooms.live[begun.run_id], last])
     append = Append(begun.run_id, 3, [last], True)
     for _ in range(2):
-        rooms.journal.turn(rooms.holding.lease, [append], [ending])
+        rooms.end([append], [ending])
     assert rooms.text(begun) == "Hello"
     ending.state = "error"
     with pytest.raises(Fenced):
-        rooms.journal.turn(rooms.holding.lease, [append], [ending])
+        rooms.end([append], [ending])
 
 
 KILLED = """

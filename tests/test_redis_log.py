@@ -295,10 +295,10 @@ def test_a_run_that_the_store_refuses_to_end_is_not_ended_in_redis_either(two: t
     append = Append(begun.run_id, 3, [last], True)
     with other.database.connect(write=True) as connection, connection.begin():
         with pytest.raises(LogUnavailable) as refused:
-            rooms.end(append, ending)
+            rooms.end([append], [ending])
         assert not refused.value.finished
     assert events(rooms, begun) == rooms.live[begun.run_id]
-    rooms.end(append, ending)
+    rooms.end([append], [ending])
     assert (rooms.state(begun), rooms.text(begun)) == ("done", "Hello")
     assert events(rooms, begun)[-1] == last
     assert 0 < redis(rooms, "TTL", key(rooms, begun)) <= streams.ENDED_SECONDS
@@ -312,7 +312,7 @@ def test_an_end_whose_commit_was_not_answered_is_written_once_and_fences_nobody(
     last = sse.encode(3, Done())
     ending = ending_of(begun, "Hello", [*rooms.live[begun.run_id], last])
     for _ in range(2):
-        rooms.end(Append(begun.run_id, 3, [last], True), ending)
+        rooms.end([Append(begun.run_id, 3, [last], True)], [ending])
     assert (rooms.state(begun), rooms.text(begun)) == ("done", "Hello")
     assert events(rooms, begun)[-1] == last
 
@@ -325,7 +325,7 @@ def test_a_stale_owner_ends_nothing(two: tuple[Rooms, Rooms]) -> None:
     ending = ending_of(begun, "Hello", [*stale.live[begun.run_id], last])
     other.database.write(lambda c: c.execute(sa.delete(workers)))
     with pytest.raises(Fenced):
-        stale.end(Append(begun.run_id, 3, [last], True), ending)
+        stale.end([Append(begun.run_id, 3, [last], True)], [ending])
     assert stale.state(begun) == "running"
 
 

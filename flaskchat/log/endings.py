@@ -51,13 +51,11 @@ class Endings:
                 for ending in sorted(endings, key=lambda ending: ending.conversation_id):
                     finish.write_once(ask, lease, ending)
         except (self._database.error, exc.DBAPIError) as error:
-            self._close()
+            self.close()
             raise LogUnavailable(said(getattr(error, "orig", error))) from error
 
     def close(self) -> None:
-        self._database.offload(self._close)
-
-    def _close(self) -> None:
+        """In a native thread, while nothing is written."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -2,8 +2,8 @@
 
 Deliberate choices; do not change one without reading why:
 
- 1. The tick speaks to the driver, over a connection of its own in autocommit. A tick without endings is one statement,
-    and one round trip together with its NOTIFY.
+ 1. The tick speaks to the driver, over a connection of its own in autocommit. It is one statement, and one round trip
+    together with its NOTIFY.
  2. The append locks the lease's row FOR KEY SHARE while it looks at it. A takeover deletes that row: so either it
     waits and finds what was appended, or the append finds no lease.
  3. NOTIFY only says that there is something; it carries nothing, and who missed one looks again within SAFETY. It is
@@ -30,9 +30,9 @@ Deliberate choices; do not change one without reading why:
 10. Nor has that server the last of our own rows then, and what followed would come after a gap, at which readers leave
     and whoever takes over stops. So behind a new connection our last row is looked for: rows are lost from the end, so
     where it is there all are. Where it is not, all that our live runs have got is appended again.
-11. A reply of megabytes, whose every part goes into the search's index, may take longer to finish than a tick's
-    statement has; begun again and again it would keep all others from the log. So endings that were given up get more
-    time with the next attempt, as long as the tick then takes, and as the promised end of the others allows.
+11. A run is finished in the store beside the tick, as for a log that is elsewhere (finisher.py), and before its end is
+    appended: a reply of megabytes, whose every part goes into the search's index, may take seconds, for which all
+    others would have to wait. What falls between the two is found in the store (readers.py: `look_after`).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ import psycopg
 from sqlalchemy.engine import Connection
 
 from .. import tasks
-from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import said
-from ..store.postgres import MARGIN, Postgres, PostgreSQL, executor
+from ..store.postgres import Postgres, PostgreSQL
 from .base import Append, Entry, LogUnavailable
+from .endings import Endings
 from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
 from .tail import Memory
 
@@ -63,8 +63,6 @@ T = TypeVar("T")
 CHANNEL = "flaskchat"
 PATIENCE = 1.0
 """Seconds that the server has for a statement of the tick's."""
-LARGE = 10.0
-"""Seconds that it has for one that finishes a reply, where PATIENCE was not enough."""
 SAFETY = 1.0
 """Seconds after which a tick looks for news that nobody told of."""
 HOLES_FOR = 15.0
@@ -100,6 +98,8 @@ _NOTIFY = f"NOTIFY {CHANNEL}"
 class PostgresLog(Rows):
     """For the tick, one connection, used by one caller at a time (the pump); for the news another one."""
 
+    apart = True
+
     def __init__(self, database: PostgreSQL, memory: Memory) -> None:
         """:param memory: the live runs of this worker."""
         super().__init__(database)
@@ -122,8 +122,7 @@ class PostgresLog(Rows):
         """The id of the last one that was appended here."""
         self._mended = False
         """Whether it was looked for over this connection."""
-        self._large = False
-        """Whether what ended took longer than a statement has: see 11."""
+        self._endings = Endings(database)
         self._stopped = False
 
     # -- news --------------------------------------------------------------------------------------------------------
@@ -208,19 +207,23 @@ class PostgresLog(Rows):
         try:
             return function()
         except psycopg.Error as error:
-            self.close()
+            self._disconnect()
             raise LogUnavailable(said(error)) from error
 
     def turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
-        return self._guard(lambda: self._turn(lease, entries, endings))
+        assert not endings
+        return self._guard(lambda: self._turn(lease, entries))
 
-    def _turn(self, lease: Lease | None, entries: list[Append], endings: list[Ending]) -> list[Entry]:
+    def finish(self, lease: Lease, endings: list[Ending]) -> None:
+        self._endings.write(lease, endings)
+
+    def _turn(self, lease: Lease | None, entries: list[Append]) -> list[Entry]:
         raw = self._open()
         if lease is not None and not self._mended:
             self._mend(raw, lease)
         if entries:
             assert lease is not None
-            self._append(raw, lease, entries, endings)
+            self._append(raw, lease, entries)
         if not self._following:
             return []
         if lease is not None and self.tells and not self._told and time.monotonic() - self._looked_at < SAFETY:
@@ -228,7 +231,7 @@ class PostgresLog(Rows):
         try:
             return self._news(raw)
         except psycopg.Error:
-            self.close()
+            self._disconnect()
             if not entries:
                 raise
             return []  # the append stands, so this must not fail; the next turn looks again
@@ -242,34 +245,6 @@ class PostgresLog(Rows):
                 self._last_row = self._insert_row(raw, lease, [Append(run.run_id, 1, run.frames)])
             raw.execute(_NOTIFY)
         self._mended = True
-
-    def _append(self, raw: Postgres, lease: Lease, entries: list[Append], endings: list[Ending]) -> None:
-        if not endings:
-            self._append_and_notify(raw, lease, entries)
-            return
-        ask = executor(raw)
-        patience = raw.patience
-        try:
-            with raw.transaction():
-                if self._large:
-                    raw.execute(f"SET LOCAL statement_timeout = {int(LARGE * 1000)}".encode())
-                    raw.patience = max(patience, LARGE + MARGIN)
-                last_row = self._insert_row(raw, lease, entries)
-                # In one order for all workers, so that none waits for another that waits for it.
-                for ending in sorted(endings, key=lambda ending: ending.conversation_id):
-                    finish.write_once(ask, lease, ending)
-            self._large = False
-        except psycopg.errors.QueryCanceled:
-            self._large = True
-            raise
-        finally:
-            raw.patience = patience
-        self._last_row = last_row
-        try:
-            raw.execute(_NOTIFY)
-        except psycopg.Error:  # the append stands; others look for it within SAFETY
-            self.close()
-            self._open()
 
     def _insert_row(
         self, raw: Postgres, lease: Lease, entries: list[Append], sync: Callable[[], None] = lambda: None
@@ -287,7 +262,7 @@ class PostgresLog(Rows):
             raise Fenced(lease.worker_id)
         return int(found[0])
 
-    def _append_and_notify(self, raw: Postgres, lease: Lease, entries: list[Append]) -> None:
+    def _append(self, raw: Postgres, lease: Lease, entries: list[Append]) -> None:
         lost: psycopg.Error | None = None
         try:
             with raw.pipeline() as pipeline:
@@ -358,6 +333,10 @@ class PostgresLog(Rows):
         return found
 
     def close(self) -> None:
+        self._disconnect()
+        self._endings.close()
+
+    def _disconnect(self) -> None:
         raw, self._raw = self._raw, None
         self._told = True
         if raw is not None:

@@ -147,7 +147,7 @@ class RedisLog:
         self._tail.join()
         self._link.close()
         self._beside.close()
-        self._endings.close()
+        self._database.offload(self._endings.close)
 
     def _open(self) -> Link:
         """The pump's connection; a new one is looked at first."""
