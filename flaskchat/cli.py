@@ -31,11 +31,13 @@ def add(commands: click.Group) -> None:
 @chat.command("settings")
 def show_settings() -> None:
     """List every setting with its value, its default and what it means. Keys and passwords are not shown."""
-    settings = current_state().settings
+    state = current_state()
     for setting in SETTINGS:
-        value = getattr(settings, setting.field)
+        value = getattr(state.settings, setting.field)
         unit = f" {setting.unit}" if setting.unit and value is not None else ""
         changed = "" if value == setting.default else f"  (default: {setting.default!r})"
+        if setting.field == "database_url" and value is None:
+            value = state.database_url  # where the data lies is what somebody who looks here wants to know
         click.echo(f"{setting.name} = {setting.show(value)}{unit}{changed}\n    {setting.help}")
 
 

@@ -24,6 +24,7 @@ def test_settings_lists_every_setting_with_its_value_unit_and_help(tmp_path: Pat
     assert "FLASKCHAT_HEARTBEAT = 7.0 seconds  (default: 15.0)\n" in result.output
     assert "FLASKCHAT_MAX_STREAMS = None\n" in result.output
     assert "FLASKCHAT_DRAIN = 5.0 seconds\n" in result.output
+    assert f"FLASKCHAT_DATABASE_URL = 'sqlite:///{tmp_path / 'instance' / 'flaskchat.sqlite3'}'\n" in result.output
 
 
 def test_settings_shows_no_secret(tmp_path: Path) -> None:
