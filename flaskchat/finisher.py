@@ -22,8 +22,8 @@ AGAIN = 0.05
 AGAIN_AT_MOST = 1.0
 """Seconds between attempts: the first pause, which is doubled as long as the store refuses, and the longest."""
 TOGETHER = 20
-"""Runs that are finished in one transaction. Of those that were refused each is tried alone, so that one that the store
-never takes keeps none of the others.
+"""Runs that are finished in one transaction. Of those that were refused each is tried alone, after all others: so one
+that takes the store too long, or that it never takes, keeps none of them.
 """
 DOUBT_AFTER = 10.0
 """Seconds without the store after which others may have taken our runs over; only the log can tell us then."""
@@ -39,7 +39,8 @@ class Finisher:
         self._log = log
         self._touch = touch
         self._on_fenced = on_fenced
-        self._waiting: dict[Feed, None] = {}
+        self._waiting: dict[Feed, float] = {}
+        """And when each may be tried alone (monotonic); 0: it may be tried together with others."""
         self._refused_since: float | None = None
         self._doubted_at = 0.0
         self._bell = tasks.Event()
@@ -66,7 +67,7 @@ class Finisher:
         if feed.terminal is None or feed.finished or not self._log().apart:
             return True
         if feed not in self._waiting:
-            self._waiting[feed] = None
+            self._waiting[feed] = 0.0
             if feed.finished:  # by the other thread, since it was looked at
                 self.drop(feed)  # type: ignore[unreachable]  # it knows of one thread
                 return True
@@ -80,15 +81,15 @@ class Finisher:
     def _run(self) -> None:
         pause = AGAIN
         while not (self._closing and not self._waiting):
-            self._bell.wait()
+            self._bell.wait(pause if self._waiting else None)
             self._bell.clear()
-            while self._waiting:
-                if self._attempt():
-                    pause = AGAIN
-                    continue
-                if self._closing:
-                    return
-                tasks.sleep(pause)
+            if self._attempt():
+                pause = AGAIN
+                if self._waiting:
+                    self._bell.set()
+            elif self._closing:
+                return
+            else:
                 pause = min(2 * pause, AGAIN_AT_MOST)
 
     def _attempt(self) -> bool:
@@ -98,41 +99,58 @@ class Finisher:
             logger.exception("finishing replies failed; it is tried again")
             return False
 
+    def _due(self) -> list[Feed]:
+        """Those that are tried next, of one lease."""
+        waiting = list(self._waiting.items())
+        fresh = [feed for feed, at in waiting if not at]
+        if fresh:
+            return [feed for feed in fresh if feed.begun.lease == fresh[0].begun.lease][:TOGETHER]
+        now = time.monotonic()
+        return [feed for feed, at in sorted(waiting, key=lambda one: one[1])[:1] if at <= now]
+
     def attempt(self) -> bool:
-        """:returns: whether the store has taken some of those that waited, or they are not ours to end."""
-        waiting = list(self._waiting)
-        if not waiting:
-            return True
-        lease = waiting[0].begun.lease
+        """:returns: whether the store has taken some of those that waited, or nothing waits, or they are not ours."""
+        some = self._due()
+        if not some:
+            return not self._waiting
+        lease, patient = some[0].begun.lease, self._waiting.get(some[0], 0.0) > 0
         assert lease is not None
-        some = [feed for feed in waiting if feed.begun.lease == lease]
-        some = some[: TOGETHER if self._refused_since is None else 1]
+        began = time.monotonic()
         try:
-            self._log().finish(lease, [feed.ending(feed.pending) for feed in some])
+            self._log().finish(lease, [feed.ending(feed.pending) for feed in some], patient=patient)
         except Fenced:
             self._on_fenced(lease)
             for feed in some:
                 self.drop(feed)
             return True
         except Exception as error:
-            self._refused(error)
-            for feed in some:  # the next time it is the others' turn
+            now = time.monotonic()
+            for feed in some:
                 if feed in self._waiting:
-                    self._waiting[feed] = self._waiting.pop(feed)
+                    self._waiting[feed] = now + (max(AGAIN, 2 * (now - began)) if patient else 0.0)
+            self._refused(error, now)
             if isinstance(error, LogUnavailable):
                 return False
             raise
-        if self._refused_since is not None:
-            logger.warning("ended replies can be kept again after %.1f s", time.monotonic() - self._refused_since)
-            self._refused_since = None
         for feed in some:
             feed.finished = True
             self.drop(feed)
             self._touch(feed)
+        self._taken()
         return True
 
-    def _refused(self, error: Exception) -> None:
+    def _taken(self) -> None:
+        """The store can be used: those that were put off because it could not need not wait as long."""
         now = time.monotonic()
+        alone = [feed for feed, at in list(self._waiting.items()) if at]
+        for feed in alone:
+            if feed in self._waiting:
+                self._waiting[feed] = min(self._waiting[feed], now + AGAIN_AT_MOST)
+        if self._refused_since is not None and not alone:
+            logger.warning("ended replies can be kept again after %.1f s", now - self._refused_since)
+            self._refused_since = None
+
+    def _refused(self, error: Exception, now: float) -> None:
         if self._refused_since is None:
             self._refused_since = self._doubted_at = now
             logger.warning("replies that have ended cannot be kept yet, trying again: %s", error)

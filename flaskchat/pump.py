@@ -156,6 +156,11 @@ class Pump:
         feed.live.close()
         self.let_go(feed)
 
+    def finishing(self, run: LiveRun) -> bool:
+        """Whether a run of ours has ended, and the log does not have its end yet."""
+        feed = self.feeds.get(run.run_id)
+        return feed is not None and feed.live is run and feed.terminal is not None
+
     def read(self, run_id: str) -> list[Append]:
         """One run's entries, from the log's beginning. Waits its turn behind the tick.
 
@@ -351,8 +356,7 @@ class Pump:
             self._news.extend(self.log.turn(lease, entries, endings))
         except LogUnavailable as error:
             refused = error
-            if self.log.apart:  # the store has them, also where nothing could be followed
-                refused.finished = {entry.run_id for entry in entries if entry.ended}
+            refused.finished = self.log.without(entries)
         # A turn that appends must not fail over what it reads, so it does not say either whether it could read; and one
         # of a log that tells has not looked.
         if (refused is not None or (looked_for and (entries or self.log.tells))) and not self._read_on():

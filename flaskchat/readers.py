@@ -42,6 +42,8 @@ from .store.sql import Store
 KEEP_ENDED = 10.0
 """Seconds another worker's ended run stays in memory for readers that come back."""
 FORGET_SIGN_OUT = 60.0
+END_PATIENCE = 2.0
+"""Seconds that an end may be in the store and not in the log, for whoever has read it there and is ahead of the log."""
 LOG_PATIENCE = 15.0
 """Seconds without a usable log after which readers are sent away to try elsewhere."""
 
@@ -283,7 +285,10 @@ class Readers:
         """Wait until memory has what the log has of a run. Also of our own: other workers' readers may see what a tick
         has committed before it has come back, or though it came back with an error.
         """
-        return self.pump.refresh() and (not run.own or self.pump.unavailable_since is None)
+        until = time.monotonic() + END_PATIENCE
+        while (came := self.pump.refresh()) and self.pump.finishing(run) and time.monotonic() < until:
+            tasks.sleep(0.05)
+        return came and (not run.own or self.pump.unavailable_since is None)
 
     def _reset(self, run: LiveRun) -> Reset:
         """:raises Unavailable: what memory has let go of is not to be had."""

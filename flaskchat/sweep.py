@@ -20,6 +20,7 @@ Deliberate choices; do not change one without reading why:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -168,14 +169,25 @@ class Sweeper:
         """
         past, until = self._log.past(run_ids), time.monotonic() + ROUND
         found = list(past)
+        random.shuffle(found)  # or one that takes too long would keep the same others each time
         for at in range(0, len(found), TOGETHER):
-            some = {run_id: past[run_id] for run_id in found[at : at + TOGETHER]}
-            for run_id in self._log.end(self._database.read(partial(orphaned, past=some))):
-                logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
-                self._metrics.add(metrics.TAKEOVERS)
-                self._metrics.add(metrics.REPLIES_ENDED, "interrupted")
+            some = found[at : at + TOGETHER]
+            try:
+                self._end_some({run_id: past[run_id] for run_id in some})
+            except Unavailable:
+                for run_id in some:
+                    with contextlib.suppress(Unavailable):
+                        self._end_some({run_id: past[run_id]})
+                    if time.monotonic() > until + ROUND:
+                        break
             if time.monotonic() > until:
                 break
+
+    def _end_some(self, past: dict[str, list[bytes]]) -> None:
+        for run_id in self._log.end(self._database.read(partial(orphaned, past=past))):
+            logger.warning("run %s: its worker is gone; ended as interrupted", run_id)
+            self._metrics.add(metrics.TAKEOVERS)
+            self._metrics.add(metrics.REPLIES_ENDED, "interrupted")
 
     def _anything(self, c: Connection, lease: Lease) -> bool:
         others = sa.select(workers.c.id).where(workers.c.id != lease.worker_id).exists()

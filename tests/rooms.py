@@ -73,21 +73,23 @@ class Rooms:
         assert run is not None
         run.extend(frames, False)
 
-    def finish(self, begun: Begun, text: str) -> None:
+    def finish(self, begun: Begun, text: str, *, patient: bool = False) -> None:
         known = self.live[begun.run_id]
         last = sse.encode(len(known) + 1, Done())
         ending = ending_of(begun, text, [*known, last])
-        self.end([Append(begun.run_id, len(known) + 1, [last], True)], [ending])
+        self.end([Append(begun.run_id, len(known) + 1, [last], True)], [ending], patient=patient)
         del self.live[begun.run_id]
         run = self.memory.get(begun.run_id)
         assert run is not None
         self.memory.drop(run)
 
-    def end(self, entries: list[Append], endings: list[Ending], lease: Lease | None = None) -> None:
+    def end(
+        self, entries: list[Append], endings: list[Ending], lease: Lease | None = None, *, patient: bool = False
+    ) -> None:
         """As the pump does it, with its finisher."""
         lease = lease or self.holding.lease
         if self.journal.apart and endings:
-            self.journal.finish(lease, endings)
+            self.journal.finish(lease, endings, patient=patient)
             endings = []
         self.journal.turn(lease, entries, endings)
 

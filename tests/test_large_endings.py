@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from flaskchat.log.postgres import PATIENCE
+from flaskchat.log.base import LogUnavailable
+from flaskchat.log.endings import PATIENCE
 from tests.rooms import Rooms
 from tests.test_postgres import Beside
 
@@ -28,7 +29,9 @@ def test_an_end_that_takes_longer_than_a_tick_may_is_waited_for_beside_the_ticks
     rooms.append(large, "Hello")
     rooms.append(other, "a")
     rooms.database.write(lambda c: c.exec_driver_sql(SLOW))
-    ending = Beside(lambda: rooms.finish(large, "Hello"))
+    with pytest.raises(LogUnavailable):
+        rooms.finish(large, "Hello")
+    ending = Beside(lambda: rooms.finish(large, "Hello", patient=True))
     rooms.append(other, "b")
     rooms.append(other, "c")
     assert rooms.state(large) == "running", "they waited for its end"

@@ -128,7 +128,7 @@ def test_a_name_that_cannot_be_looked_up_for_a_moment_is_a_database_that_is_away
     with pytest.raises(LogUnavailable, match="there is no host"):
         rooms.append(begun, "a")
     with pytest.raises(LogUnavailable, match="there is no host"):
-        endings.write(rooms.holding.lease, [])
+        endings.write(rooms.holding.lease, [], patient=False)
 
 
 @pytest.mark.parametrize("how", ["addresses", "a name", "hosts"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
@@ -60,6 +60,9 @@ class Memory:
                 return []
         others, self.others = self.others[: self.at_once], self.others[self.at_once :]
         return others
+
+    def without(self, entries: list[Append]) -> Collection[str]:
+        return ()
 
     @property
     def behind(self) -> bool:

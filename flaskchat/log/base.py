@@ -124,13 +124,20 @@ class Log(Protocol):
     def heard(self) -> None:
         """Take what the descriptor tells."""
 
-    def finish(self, lease: Lease, endings: list[Ending]) -> None:
+    def finish(self, lease: Lease, endings: list[Ending], *, patient: bool) -> None:
         """Finish runs in the store whose last entries a turn appends afterwards; only for a log that is `apart`. Beside
         the pump's calls, and one at a time: while the store stands still, the turns go on. All of them or none.
 
         :param lease: under which they were begun.
+        :param patient: they were refused before, perhaps because they take the store long.
         :raises Fenced: somebody else ends them, or has.
         :raises LogUnavailable: call again with the same.
+        """
+
+    def without(self, entries: list[Append]) -> Collection[str]:
+        """These cannot be appended at the moment. Does not wait.
+
+        :returns: the runs for which they need not be, because the store has their ends and can be read.
         """
 
     def doubt(self) -> None:

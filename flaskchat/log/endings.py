@@ -12,9 +12,11 @@ from .base import LogUnavailable
 
 BUSY = 0.1
 """Seconds that SQLite's lock is waited for; then it is tried again."""
-PATIENCE = 10.0
-"""Seconds that PostgreSQL has for a statement: a text of megabytes, whose every part goes into the search's index, may
-take longer than one, and given up it would only be begun again.
+PATIENCE = 1.0
+"""Seconds that PostgreSQL has for a statement."""
+LARGE = 10.0
+"""Seconds that it has where that was not enough: a text of megabytes, whose every part goes into the search's index,
+may take longer, and given up it would only be begun again.
 """
 
 _HELD = "SELECT 1 FROM flaskchat_workers WHERE id = ? AND epoch = ?"
@@ -26,21 +28,26 @@ class Endings:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Connection | None = None
+        self._patience = 0.0
 
-    def write(self, lease: Lease, endings: list[Ending]) -> None:
+    def write(self, lease: Lease, endings: list[Ending], *, patient: bool) -> None:
         """All of them or none. What stands already because the answer to its commit was lost is taken for done.
 
         :param lease: under which they were begun.
+        :param patient: they were refused before, perhaps because they take long.
         :raises Fenced: somebody else has taken the lease over.
         :raises LogUnavailable: the database cannot be used at the moment.
         """
-        self._database.offload(self._write, lease, endings)
+        patience = BUSY if self._database.kind == "sqlite" else LARGE if patient else PATIENCE
+        self._database.offload(self._write, lease, endings, patience)
 
-    def _write(self, lease: Lease, endings: list[Ending]) -> None:
+    def _write(self, lease: Lease, endings: list[Ending], patience: float) -> None:
         try:
             if self._connection is None:
-                self._connection = self._database.connect(write=True)
-                self._database.hurry(self._connection, BUSY if self._database.kind == "sqlite" else PATIENCE)
+                self._connection, self._patience = self._database.connect(write=True), 0.0
+            if self._patience != patience:
+                self._database.hurry(self._connection, patience)
+                self._patience = patience
             with self._connection.begin():
                 ask = self._database.executor(self._connection)
                 # A takeover deletes that row: it waits for us then, or we find that it has been.

@@ -214,8 +214,8 @@ class PostgresLog(Rows):
         assert not endings
         return self._guard(lambda: self._turn(lease, entries))
 
-    def finish(self, lease: Lease, endings: list[Ending]) -> None:
-        self._endings.write(lease, endings)
+    def finish(self, lease: Lease, endings: list[Ending], *, patient: bool) -> None:
+        self._endings.write(lease, endings, patient=patient)
 
     def _turn(self, lease: Lease | None, entries: list[Append]) -> list[Entry]:
         raw = self._open()

@@ -99,8 +99,8 @@ class RedisLog:
 
     # -- the pump's ------------------------------------------------------------------------------------------------
 
-    def finish(self, lease: Lease, endings: list[Ending]) -> None:
-        self._endings.write(lease, endings)
+    def finish(self, lease: Lease, endings: list[Ending], *, patient: bool) -> None:
+        self._endings.write(lease, endings, patient=patient)
 
     def doubt(self) -> None:
         self._mended = 0  # so they are compared, and a seal is met
@@ -113,14 +113,17 @@ class RedisLog:
                 self._append(lease, entries)
             elif self._tail.running:
                 self._tail.look(self._open())
-        except LogUnavailable as error:
+        except LogUnavailable:
             self._doubted = True
-            error.finished = {entry.run_id for entry in entries if entry.ended}
-            self._ended.update(error.finished)
             raise
         if not entries and self._tail.failed is not None:
             raise LogUnavailable(str(self._tail.failed))
         return self._tail.taken()
+
+    def without(self, entries: list[Append]) -> Collection[str]:
+        ended = {entry.run_id for entry in entries if entry.ended}
+        self._ended.update(ended)
+        return ended
 
     def follow(self) -> list[Entry]:
         link = self._open()

@@ -93,7 +93,10 @@ class Rows:
     def heard(self) -> None:
         pass
 
-    def finish(self, lease: Lease, endings: list[Ending]) -> None:
+    def without(self, entries: list[Append]) -> Collection[str]:
+        return ()  # where these cannot be written, their ends cannot be read in the store either
+
+    def finish(self, lease: Lease, endings: list[Ending], *, patient: bool) -> None:
         raise NotImplementedError  # a turn does it
 
     def doubt(self) -> None:
