@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,8 @@ USUAL_NAMES = {
     "OPENAI_BASE_URL": "FLASKCHAT_OPENAI_BASE_URL",
     "ANTHROPIC_API_KEY": "FLASKCHAT_ANTHROPIC_API_KEY",
 }
+BOOT_FAILED = 3
+"""The status with which gunicorn's workers say that none of them can start, and another need not try."""
 PROBE = 0.5
 """Seconds that each model server on this host has to answer at start."""
 
@@ -152,4 +155,13 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
     return app
 
 
-app = create_app()
+def _told_in_a_line() -> Flask:
+    """The application; where a setting is wrong, gunicorn and `flask` would show a page of traceback around it."""
+    try:
+        return create_app()
+    except ConfigurationError as error:
+        print(f"flaskchat: {error}", file=sys.stderr)
+        raise SystemExit(BOOT_FAILED) from None
+
+
+app = _told_in_a_line()

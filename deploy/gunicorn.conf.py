@@ -13,6 +13,7 @@ monkey.patch_all()
 import gc  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
+import signal  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -92,7 +93,19 @@ accesslog = None
 
 def post_worker_init(worker: Any) -> None:
     """Start the runtime now, not at the first request: it ends what a killed worker left behind."""
-    worker.wsgi.extensions["flaskchat"].start()
+    # Ctrl-C comes to every process of a terminal, and once more from the master, as SIGQUIT; either would end a worker
+    # in the middle of what it does, with a traceback. It leaves as it does at SIGTERM, which takes no longer than
+    # FLASKCHAT_DRAIN.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, worker.handle_exit)
+    from flaskchat.errors import ConfigurationError  # not above: a reload would find the old code in the master
+
+    try:
+        worker.wsgi.extensions["flaskchat"].start()
+    except ConfigurationError as error:
+        # One line in place of gunicorn's traceback; 3 tells the master that another worker need not try.
+        worker.log.error("flaskchat: %s", error)
+        raise SystemExit(3) from None
     # What is loaded by now stays for good, and a stream leaves hardly a cycle behind: so the collector need not go
     # through all of it again and again, which is a tenth of the work under load.
     gc.collect()

@@ -94,6 +94,8 @@ def main() -> None:
         check_servers(app.extensions["flaskchat"])
     except ConfigurationError as error:
         fail(str(error))
+    except SystemExit:  # it has said why
+        raise SystemExit(1) from None
     model = app.extensions["flaskchat.answering"]
     print(f"flaskchat answers with {model.model}, {model.why}", flush=True)
     print(f"flaskchat listens on {address}", flush=True)

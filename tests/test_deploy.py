@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -240,7 +241,8 @@ def test_a_driver_that_is_missing_is_told_with_how_to_get_it(tmp_path: Path, dri
     assert "Traceback" not in done.stderr
 
 
-def test_it_answers_from_the_documentation_and_ends_at_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_it_answers_from_the_documentation_and_ends_without_a_traceback(tmp_path: Path, how: str) -> None:
     port = free_port()
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     log = tmp_path / "log"
@@ -248,11 +250,14 @@ def test_it_answers_from_the_documentation_and_ends_at_sigterm(tmp_path: Path) -
         server = subprocess.Popen(
             [sys.executable, str(DEPLOY / "start.py")],
             env={**kept, "FLASKCHAT_DATA": str(tmp_path / "data"), "FLASKCHAT_MODEL": "guide", "PORT": port},
-            stdout=output, stderr=output, cwd=tmp_path,
+            stdout=output, stderr=output, cwd=tmp_path, start_new_session=True,
         )  # fmt: skip
     try:
         text = first_answer(port, server, log)
-        server.terminate()
+        if how == "SIGTERM":
+            server.terminate()
+        else:
+            os.killpg(server.pid, signal.SIGINT)  # as a terminal sends it to all that runs in it
         assert server.wait(90) == 0, log.read_text()
     finally:
         server.kill()
@@ -261,6 +266,20 @@ def test_it_answers_from_the_documentation_and_ends_at_sigterm(tmp_path: Path) -
     assert "OPENAI_API_KEY" in text
     assert log.read_text().count("Booting worker") == 2
     assert "Traceback" not in log.read_text()
+
+
+def test_a_file_that_is_no_database_is_told_without_the_workers_tracebacks(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "flaskchat.sqlite3").write_bytes(b"no database" * 1000)
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, str(DEPLOY / "start.py")],
+        env={**kept, "FLASKCHAT_DATA": str(tmp_path / "data"), "FLASKCHAT_MODEL": "guide", "PORT": free_port()},
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "flaskchat: FLASKCHAT_DATABASE_URL: cannot use the database" in done.stderr
+    assert "ConfigurationError" not in done.stderr, "a worker's traceback around it"
 
 
 def first_answer(port: str, server: subprocess.Popen[bytes], log: Path) -> str:

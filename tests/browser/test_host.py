@@ -57,6 +57,20 @@ def say(page: Page, words: str) -> None:
     expect(page.locator(".reply .markdown").last).to_have_text(words)
 
 
+def test_what_was_shown_in_somebody_else_s_page_is_shown_again_after_a_reload(enter: Visit) -> None:
+    page = enter("/")
+    address = page.url
+    page.get_by_role("button", name="Ask", exact=True).click()
+    say(page, "polly wants a cracker")
+    page.reload()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator(".reply .markdown").last).to_have_text("polly wants a cracker")
+    assert page.url == address
+    page.goto(address)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_text("What would you like to know?")).to_be_visible()
+
+
 def test_in_a_corner_the_list_is_behind_a_button_and_everything_works(enter: Visit) -> None:
     page = enter("/")
     expect(page.locator("flask-chat .app")).to_be_hidden()

@@ -188,7 +188,7 @@ export class FlaskChatElement extends LitElement {
     this.#session.model = this.model;
     if (!navigator.onLine) this.#session.offline = true;
     for (const [target, type, listener] of this.#listeners) target.addEventListener(type, listener);
-    const left = this.page ? reloaded(this.#kept) : null;
+    const left = reloaded(this.#kept);
     this.#shown = this.conversation;
     if (this.conversation ?? left) void loadMarkdown();
     if (this.conversation === null && left !== null) void this.#reopen(left);
@@ -215,7 +215,7 @@ export class FlaskChatElement extends LitElement {
     [document, "visibilitychange", () => this.#looked()],
     [window, "focus", () => this.#looked()],
     [window, "storage", (event) => this.#session.sending.stored((event as StorageEvent).key)],
-    [window, "pagehide", () => (this.#composer.flush(), this.#news.close(), this.page && leave(this.#kept, this.#shown))],
+    [window, "pagehide", () => (this.#composer.flush(), this.#news.close(), leave(this.#kept, this.#shown))],
     [window, "pageshow", () => (this.#news.open(), this.#looked())],
     [window.visualViewport ?? window, "resize", () => this.page && fitToView(this)],
     [window, "popstate", () => this.page && this.#show(this.#idOf(location.pathname))],
@@ -336,12 +336,15 @@ export class FlaskChatElement extends LitElement {
     return shown;
   }
 
-  /** Show what was begun in this tab while the page was being reloaded; a new conversation, if that is not there. */
+  /**
+   * Show what was shown before the page was reloaded: it was begun meanwhile, or the page has no address for it. A new
+   * conversation, if that is not there.
+   */
   async #reopen(id: string): Promise<void> {
     await this.#show(id);
     if (this.#shown !== id) return;
     if (this.#session.failure && this.#session.missing) await this.#show(null);
-    else history.replaceState(null, "", this.#href(id));
+    else if (this.page) history.replaceState(null, "", this.#href(id));
   }
 
   /** The conversation on the page has been given its id. */

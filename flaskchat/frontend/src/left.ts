@@ -3,6 +3,7 @@
  *
  * A conversation gets its address with the answer to its first message. A reload that was asked for before leads to where
  * the page was then, to a new conversation: the answer may have come all the same, while the next document was on its way.
+ * And where the element stands in somebody else's page, no address says what it showed.
  */
 
 import type { Kept } from "./kept.ts";
