@@ -9,12 +9,13 @@ import pytest
 import sqlalchemy as sa
 
 from flaskchat import sse, sweep
+from flaskchat.errors import Unavailable
 from flaskchat.log import rows
 from flaskchat.log.base import Append
 from flaskchat.models import Delta
-from flaskchat.store.schema import journal
+from flaskchat.store.schema import conversations, journal
 from tests.rooms import Rooms, rounds
-from tests.server.client import seqs, text
+from tests.server.client import deadline, seqs, text
 from tests.test_sweep import count_out
 
 pytestmark = pytest.mark.backends("sqlite", "postgres")
@@ -162,3 +163,40 @@ def test_orphans_that_another_has_ended_meanwhile_do_not_keep_the_others_from_th
     for one in begun:
         assert (lost.state(one), lost.text(one)) == ("interrupted", "Hello")
         assert [entry.seq for entry in first.journal.read(one.run_id) if entry.ended] == [3]
+
+
+def test_an_orphan_whose_conversation_somebody_else_holds_is_ended_with_a_later_round(
+    make: Callable[[], Rooms]
+) -> None:
+    """The refusal is the driver's own error, and neither a fault of the sweep nor of the connection's next user."""
+    lost, other, beside = make(), make(), make()
+    held, free = lost.begin(), lost.begin()
+    for one in (held, free):
+        lost.append(one, "Hello")
+    rounds(other, sweep.GONE_AFTER)
+    touch = sa.update(conversations).where(conversations.c.id == held.conversation_id).values(title="held")
+    with beside.database.connect(write=True) as connection, connection.begin():
+        past = other.journal.past([held.run_id])
+        orphans = other.database.read(lambda c: sweep.orphaned(c, past))
+        connection.execute(touch)
+        with pytest.raises(Unavailable):
+            other.journal.end(orphans)
+    rounds(other, 2)
+    assert [lost.state(one) for one in (held, free)] == ["interrupted", "interrupted"]
+
+
+@pytest.mark.backends("postgres")
+def test_one_orphan_that_cannot_be_ended_keeps_no_other_from_its_end(make: Callable[[], Rooms]) -> None:
+    lost, other, beside = make(), make(), make()
+    held, *free = (lost.begin() for _ in range(4))
+    for one in (held, *free):
+        lost.append(one, "Hello")
+    touch = sa.update(conversations).where(conversations.c.id == held.conversation_id).values(title="held")
+    rounds(other, sweep.GONE_AFTER)
+    with beside.database.connect(write=True) as connection, connection.begin():
+        connection.execute(touch)
+        for _ in deadline(60, "the others' end"):
+            other.sweeper.round()
+            if [lost.state(one) for one in free] == ["interrupted"] * 3:
+                break
+        assert lost.state(held) == "running"

@@ -50,6 +50,11 @@ def said(error: object) -> str:
     return " ".join(str(primary or error).split())
 
 
+def _original(error: BaseException) -> BaseException:
+    """The driver's error behind SQLAlchemy's; what was asked in the driver's own terms raises it as it is."""
+    return getattr(error, "orig", None) or error
+
+
 def unavailable() -> Unavailable:
     return Unavailable("The database cannot be used at the moment.", code="store_unavailable", retry_after=2)
 
@@ -153,8 +158,8 @@ class Database:
             raise Unavailable("The database is busy.", code="store_unavailable", retry_after=2)
         try:
             yield
-        except exc.DBAPIError as error:
-            self.complain("cannot be used", said(error.orig))
+        except (exc.DBAPIError, self.error) as error:
+            self.complain("cannot be used", said(_original(error)))
             raise unavailable() from error
         finally:
             slots.release()
@@ -186,8 +191,8 @@ class Database:
                     transaction.commit()
                 kept = True
                 return result
-            except exc.DBAPIError as error:
-                if committing or attempt == ATTEMPTS or not self.again(error.orig or error):
+            except (exc.DBAPIError, self.error) as error:
+                if committing or attempt == ATTEMPTS or not self.again(_original(error)):
                     raise
             except Exception:
                 kept = True  # an answer, such as a refusal; it was rolled back
