@@ -1,4 +1,5 @@
-"""Finishing runs in the store beside the ticks, for a log that is somewhere else than the store (`Log.apart`).
+"""Finishing runs in the store beside the ticks, for a log that is not SQLite's journal (`Log.apart`): it is somewhere
+else than the store, or the store takes too long for a tick.
 
 A run ends in the store first, whole, and then in its log. While the store stands still the runs that have ended wait
 here, and the ticks append what the others get. Nothing of a run is appended while it waits: its last events go out with
@@ -61,7 +62,7 @@ class Finisher:
         return not self._task.is_alive()
 
     def may_append(self, feed: Feed) -> bool:
-        """Whether the log is to have what the feed has got: of one that has ended, where the log is elsewhere, only
+        """Whether the log is to have what the feed has got: of one that has ended, where the log is apart, only
         once the store has it. It is seen to from here on, and touched then.
         """
         if feed.terminal is None or feed.finished or not self._log().apart:

@@ -260,6 +260,8 @@ class Runs:
         # Of a run of ours also the log has to have its end: what is deleted next must not be written after that.
         while (row.state == "running" or run_id in self._pump.feeds) and time.monotonic() - asked_at < STOP_PATIENCE:
             feed = self._pump.feeds.get(run_id)
+            if feed is None and row.state != "running":
+                break  # its end has just come
             if feed is None and not asked:
                 self._pump.log.announce(Stop(run_id, asked_at, clock()))
                 asked = True

@@ -102,8 +102,8 @@ class Log(Protocol):
     on_news: Callable[[], None]
     """Called when others may have appended something; from whatever thread."""
     apart: bool
-    """Whether it is elsewhere than the store: then `finish` writes there what has ended, before a turn appends the end;
-    otherwise a turn does both in one transaction.
+    """Whether `finish` writes to the store what has ended, before a turn appends the end: where the log is elsewhere,
+    or the store may take long. Otherwise a turn does both in one transaction.
     """
     behind: bool
     """Whether the last `follow` or `turn` returned only the first of what others have appended: there is more."""
