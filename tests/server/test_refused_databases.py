@@ -67,7 +67,7 @@ def start(folder: Path, *, obey_modes: bool = False) -> subprocess.CompletedProc
 def assert_refused(ended: subprocess.CompletedProcess[str], folder: Path, *words: str) -> None:
     print(ended.stdout)
     assert ended.returncode != 0, "it started"
-    said = re.search(r"ConfigurationError: (.*)", ended.stdout)
+    said = re.search(r"(?:ConfigurationError|\[ERROR\] flaskchat): (.*)", ended.stdout)
     assert said is not None, ended.stdout
     assert "FLASKCHAT_DATABASE_URL" in said[1]
     assert str(folder / NAME) in said[1], "which file it is"
