@@ -24,7 +24,8 @@ from tests.server.checks import database, everything, start_of
 from tests.server.client import text
 from tests.server.disk import Disk
 from tests.server.mortal import Mortal
-from tests.test_transfer import PROJECT, fill, rooms_at
+from tests.moving import fill, rooms_at
+from tests.test_transfer import PROJECT
 
 
 @pytest.fixture

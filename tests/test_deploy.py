@@ -1,4 +1,4 @@
-"""What is in deploy/: the pinned packages, the launcher, the table of settings, and files that other programs read."""
+"""What is in deploy/: the pinned packages, the launcher, and the table of settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import tomllib
 import uuid
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 from flaskchat import sse
+from tests.programs import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -128,9 +128,7 @@ def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
 
 def test_a_python_without_venv_is_told_how_to_get_it(tmp_path: Path) -> None:
     install = copy_of_install(tmp_path)
-    fake(
-        tmp_path / "bare", "python3", f'case "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"'
-    )
+    fake(tmp_path / "bare", "python3", f'case "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"')
     done = subprocess.run(
         [str(install)],
         env={"PATH": f"{tmp_path / 'bare'}:/usr/bin:/bin", "PYTHON": "python3"},
@@ -156,14 +154,8 @@ def start(tmp_path: Path, *options: str, **environ: str) -> subprocess.Completed
     )  # fmt: skip
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def test_it_says_where_and_with_which_model_and_why(tmp_path: Path) -> None:
-    port = free_port()
+    port = str(free_port())
     done = start(tmp_path, PORT=port, OPENAI_API_KEY="k", FLASKCHAT_MODEL="openai:gpt-5-mini")
     assert done.returncode == 0, done.stderr
     assert f"http://127.0.0.1:{port}" in done.stdout
@@ -194,7 +186,7 @@ def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_setting_is_told_before_gunicorn_starts(tmp_path: Path, environ: dict[str, str], words: str) -> None:
-    done = start(tmp_path, **{"PORT": free_port(), "FLASKCHAT_MODEL": "guide", **environ})
+    done = start(tmp_path, **{"PORT": str(free_port()), "FLASKCHAT_MODEL": "guide", **environ})
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -212,7 +204,7 @@ def test_a_wrong_setting_is_told_before_gunicorn_starts(tmp_path: Path, environ:
 def test_another_way_to_say_where_is_refused_before_it_is_said_wrongly(
     tmp_path: Path, options: list[str], environ: dict[str, str]
 ) -> None:
-    done = start(tmp_path, *options, PORT=free_port(), FLASKCHAT_MODEL="guide", **environ)
+    done = start(tmp_path, *options, PORT=str(free_port()), FLASKCHAT_MODEL="guide", **environ)
     assert done.returncode == 1
     assert "--bind 0.0.0.0:9000: expected HOST and PORT" in done.stderr
     assert "listens" not in done.stdout
@@ -221,20 +213,23 @@ def test_another_way_to_say_where_is_refused_before_it_is_said_wrongly(
 
 def test_other_options_of_gunicorn_s_are_handed_on(tmp_path: Path) -> None:
     options = ["--backlog", "64", "-k", "gevent", "--access-logfile", "-"]
-    done = start(tmp_path, *options, PORT=free_port(), FLASKCHAT_MODEL="guide")
+    done = start(tmp_path, *options, PORT=str(free_port()), FLASKCHAT_MODEL="guide")
     assert done.returncode == 0, done.stderr
-    done = start(tmp_path, "--nonsense", PORT=free_port(), FLASKCHAT_MODEL="guide")
+    done = start(tmp_path, "--nonsense", PORT=str(free_port()), FLASKCHAT_MODEL="guide")
     assert "unrecognized arguments: --nonsense" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("driver", "url"),
-    [("psycopg", "FLASKCHAT_DATABASE_URL=postgresql://localhost/chat"), ("redis", "FLASKCHAT_REDIS_URL=redis://localhost")],
+    [
+        ("psycopg", "FLASKCHAT_DATABASE_URL=postgresql://localhost/chat"),
+        ("redis", "FLASKCHAT_REDIS_URL=redis://localhost"),
+    ],
 )
 def test_a_driver_that_is_missing_is_told_with_how_to_get_it(tmp_path: Path, driver: str, url: str) -> None:
     (tmp_path / f"{driver}.py").write_text("raise ImportError('there is none')\n")
     name, _, value = url.partition("=")
-    done = start(tmp_path, PORT=free_port(), FLASKCHAT_MODEL="guide", PYTHONPATH=str(tmp_path), **{name: value})
+    done = start(tmp_path, PORT=str(free_port()), FLASKCHAT_MODEL="guide", PYTHONPATH=str(tmp_path), **{name: value})
     assert done.returncode == 1
     assert name in done.stderr
     assert "pip install 'flaskchat[" in done.stderr
@@ -243,7 +238,7 @@ def test_a_driver_that_is_missing_is_told_with_how_to_get_it(tmp_path: Path, dri
 
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
 def test_it_answers_from_the_documentation_and_ends_without_a_traceback(tmp_path: Path, how: str) -> None:
-    port = free_port()
+    port = str(free_port())
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     log = tmp_path / "log"
     with log.open("wb") as output:
@@ -274,7 +269,7 @@ def test_a_file_that_is_no_database_is_told_without_the_workers_tracebacks(tmp_p
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     done = subprocess.run(
         [sys.executable, str(DEPLOY / "start.py")],
-        env={**kept, "FLASKCHAT_DATA": str(tmp_path / "data"), "FLASKCHAT_MODEL": "guide", "PORT": free_port()},
+        env={**kept, "FLASKCHAT_DATA": str(tmp_path / "data"), "FLASKCHAT_MODEL": "guide", "PORT": str(free_port())},
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode != 0
@@ -349,87 +344,3 @@ def activated(held: socket.socket, data: Path, log: Path) -> subprocess.Popen[by
             env={**kept, "FLASKCHAT_DATA": str(data), "FLASKCHAT_MODEL": "guide"},
             stdout=output, stderr=output, pass_fds=[held.fileno()],
         )  # fmt: skip
-
-
-# files that other programs read
-
-
-def conf(monkeypatch: pytest.MonkeyPatch, **environ: str) -> dict[str, Any]:
-    """gunicorn's settings from deploy/gunicorn.conf.py, read in a process of its own, because it patches."""
-    code = (
-        "import json, runpy, sys; found = runpy.run_path(sys.argv[1]);"
-        "print(json.dumps({k: v for k, v in found.items() if isinstance(v, (str, int, float, type(None)))}))"
-    )
-    for name in ("HOST", "PORT", "WEB_CONCURRENCY"):
-        monkeypatch.delenv(name, raising=False)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(DEPLOY / "gunicorn.conf.py")],
-        env={**os.environ, **environ}, capture_output=True, text=True, timeout=30, check=True,
-    )  # fmt: skip
-    return dict(json.loads(done.stdout))
-
-
-def test_the_usual_variables_are_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert conf(monkeypatch)["bind"] == "127.0.0.1:8000"
-    assert conf(monkeypatch)["workers"] == 2
-    found = conf(monkeypatch, HOST="::1", PORT="9000", WEB_CONCURRENCY="5")
-    assert (found["bind"], found["workers"]) == ("[::1]:9000", 5)
-    assert conf(monkeypatch, HOST="unix:/tmp/x.sock")["bind"] == "unix:/tmp/x.sock"
-
-
-def test_every_name_in_the_configuration_is_one_of_gunicorns() -> None:
-    from gunicorn.config import KNOWN_SETTINGS
-
-    known = {setting.name for setting in KNOWN_SETTINGS}
-    text = (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8")
-    names = re.findall(r"^([a-z]\w*)(?:, \w+)? = |^def (\w+)", text, re.M)
-    assert {first or second for first, second in names} <= known
-
-
-def test_the_patch_comes_first() -> None:
-    code = re.sub(r'^""".*?"""', "", (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8"), flags=re.S)
-    lines = [line for line in code.split("\n") if line and not line.startswith("#")]
-    assert lines[:2] == ["from gevent import monkey", "monkey.patch_all()"]
-
-
-def test_the_times_fit_into_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flaskchat.config import Settings
-
-    found = conf(monkeypatch)
-    unit = (DEPLOY / "flaskchat.service").read_text(encoding="utf-8")
-    nginx = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
-    docker = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-    guide = (DEPLOY / "README.md").read_text(encoding="utf-8")
-    stop = int(re.findall(r"^TimeoutStopSec=(\d+)", unit, re.M)[0])
-    assert Settings().drain < found["graceful_timeout"] < stop
-    assert re.findall(r"\(FLASKCHAT_DRAIN\)|\d+ s", re.findall(r"^# (replies.*)", unit, re.M)[0]) == [
-        f"{Settings().drain:g} s", "(FLASKCHAT_DRAIN)", f"{found['graceful_timeout']} s", f"{stop} s",
-    ]  # fmt: skip
-    for patience in re.findall(r"(?:docker stop -t|--stop-timeout) (\d+)", docker + guide):
-        assert found["graceful_timeout"] < int(patience)
-    # a worker that leaves has nothing left to wait for when its replies have had their time, or soon after
-    assert int(re.findall(r"keepalive_timeout (\d+)s;", nginx)[0]) < found["keepalive"] <= Settings().drain + 2
-    assert int(re.findall(r"proxy_read_timeout (\d+)s;", nginx)[0]) >= 2 * Settings().heartbeat
-    assert found["max_requests"] == 0
-
-
-def test_each_line_of_gunicorn_s_configuration_stands_in_a_paragraph_that_says_why() -> None:
-    code = (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8").partition("monkey.patch_all()")[2]
-    paragraphs = [found for found in re.split(r"\n\n+", code) if re.search(r"^\w+(, \w+)* = ", found, re.M)]
-    assert len(paragraphs) > 12
-    assert [found for found in paragraphs if not found.strip().startswith("# ")] == []
-
-
-def test_nginx_understands_its_file(tmp_path: Path) -> None:
-    nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if nginx is None:
-        pytest.skip("nginx is not installed")
-    site = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
-    (tmp_path / "site.conf").write_text(site.replace("listen 80;", f"listen 127.0.0.1:{free_port()};"))
-    main = "pid P/pid;\nerror_log stderr;\nevents {}\nhttp { access_log off; include P/site.conf; }\n"
-    (tmp_path / "nginx.conf").write_text(main.replace("P/", f"{tmp_path}/"))
-    done = subprocess.run(
-        [nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr

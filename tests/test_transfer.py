@@ -20,10 +20,11 @@ from flaskchat.config import Settings
 from flaskchat.errors import NotFound
 from flaskchat.store import whole
 from flaskchat.store.engine import Database
-from flaskchat.store.schema import HEAD, conversations, messages, requests, run_events, runs
+from flaskchat.store.schema import HEAD, conversations, messages
 from tests.backends import PostgresServer, RedisServer
 from tests.conftest import ROOT
 from tests.hosts import host
+from tests.moving import both, copy, fill, past_of, release, rooms_at
 from tests.rooms import OWNER, Rooms, count, worker_rooms
 
 PROJECT = """
@@ -44,44 +45,6 @@ def url(postgres: PostgresServer) -> Iterator[str]:
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'old.sqlite3'}"
-
-
-@contextlib.contextmanager
-def rooms_at(where: str) -> Iterator[Rooms]:
-    with worker_rooms(where) as make:
-        yield make()
-
-
-@contextlib.contextmanager
-def both(source: str, target: str) -> Iterator[tuple[Database, Database]]:
-    with contextlib.ExitStack() as stack:
-        found = [transfer.open_source(source), transfer.open_target(target)]
-        for database in found:
-            stack.callback(database.close)
-        yield found[0], found[1]
-
-
-def fill(rooms: Rooms, replies: int) -> None:
-    """Conversations of up to ten replies each, finished, and the lease given back."""
-    at = None
-    for number in range(replies):
-        begun = rooms.begin(f"Question {number} ‮é😀 'quoted' \\ %s", **({"conversation_id": at} if number % 10 else {}))
-        at = begun.conversation_id
-        rooms.run(begun, f"Answer {number}: ", "ünïcode 中文 " * (number % 7 + 1))
-    release(rooms)
-
-
-def release(rooms: Rooms) -> None:
-    rooms.database.write(rooms.holding.release)
-
-
-def copy(source: str, target: str, patience: float = 0.5) -> list[str]:
-    with both(source, target) as (one, other):
-        return transfer.copy(one, other, past_of(one), patience=patience)
-
-
-def past_of(source: Database) -> transfer.Past:
-    return transfer.past_of(Settings(), source)
 
 
 def rows_of(database: Database) -> dict[str, list[whole.Row]]:
@@ -320,87 +283,6 @@ def test_nul_in_an_old_file_is_copied_as_what_it_is_shown_as(url: str, file: str
         assert audit.compare(source, target) == []
         texts = sa.select(messages.c.text).where(messages.c.id == begun.user_message_id)
         assert target.read(lambda c: c.execute(texts).scalar()) == "a\ufffdb"
-
-
-@pytest.mark.parametrize(
-    ("statement", "words"),
-    [
-        (sa.update(messages).where(messages.c.role == "assistant").values(text="x"), "messages: 3 differ (2, 4, 6)"),
-        (sa.delete(requests), "requests: 3 are missing in "),
-        (sa.update(conversations).values(title="another"), "conversations: 1 differ (1)"),
-        (sa.update(run_events).values(frames=b""), "runs' events: 3 differ (run_"),
-    ],
-)
-def test_check_names_what_differs(file: str, tmp_path: Path, statement: sa.Executable, words: str) -> None:
-    other = f"sqlite:///{tmp_path / 'copy.sqlite3'}"
-    with rooms_at(file) as rooms:
-        fill(rooms, 3)
-    assert copy(file, other) == []
-    with both(file, other) as (one, two):
-        two.write(lambda c: c.execute(statement))
-        (said,) = audit.compare(one, two)
-        assert words in said
-
-
-_LEAF = sa.select(runs.c.message_id).order_by(runs.c.started_at.desc()).limit(1).scalar_subquery()
-_ANOTHER = sa.insert(conversations).values(id="c_2", owner=OWNER, title="", created_at=1.0, updated_at=1.0)
-
-
-@pytest.mark.parametrize(
-    ("statement", "words"),
-    [
-        (sa.update(messages).where(messages.c.role == "assistant").values(text="x"), "another text than their events"),
-        (sa.delete(run_events), "3 runs have ended without events"),
-        (sa.update(runs).values(state="stopped"), "replies are in another state than their runs"),
-        (sa.update(runs).values(last_seq=7), "3 runs have events that are not whole"),
-        (sa.update(messages).values(parent_id="m_x"), "messages follow one that is not there"),
-        (sa.delete(messages).where(messages.c.role == "user"), "3 runs answer no question"),
-        (sa.update(conversations).values(current_leaf_id="m_x"), "conversations show a message that is not there"),
-        (sa.update(messages).values(run_id="run_x"), "messages name a run that is not there"),
-        (sa.update(messages).values(run_id=None), "3 replies name no run"),
-        (sa.update(messages).where(messages.c.role == "user").values(parent_id=_LEAF), "messages follow one that"),
-        (sa.update(messages).values(position=-messages.c.position), "messages follow one that is not there"),
-        (sa.update(messages).where(messages.c.role == "user").values(conversation_id="c_2"), "3 runs answer no"),
-        (sa.update(conversations).where(conversations.c.id == "c_2").values(current_leaf_id=_LEAF),
-         "conversations show a message that is not there (c_2)"),
-    ],
-)  # fmt: skip
-def test_check_finds_what_does_not_hold_together(file: str, statement: sa.Executable, words: str) -> None:
-    with rooms_at(file) as rooms:
-        fill(rooms, 3)
-        rooms.database.write(lambda c: c.execute(_ANOTHER))
-        assert audit.inspect(rooms.database) == []
-        rooms.database.write(lambda c: c.execute(statement))
-        assert words in "\n".join(audit.inspect(rooms.database))
-
-
-def test_check_finds_an_index_that_is_not_its_table_s(file: str) -> None:
-    with rooms_at(file) as rooms:
-        fill(rooms, 3)
-        (page,) = rooms.rows(
-            sa.text("SELECT rootpage FROM sqlite_master WHERE name = 'flaskchat_conversations_by_owner'")
-        )
-        (size,) = rooms.rows(sa.text("PRAGMA page_size"))
-        rooms.database.forget()  # moves all into the file
-    path = Path(file.removeprefix("sqlite:///"))
-    data, at = bytearray(path.read_bytes()), (page[0] - 1) * size[0]
-    assert OWNER.encode() in data[at : at + size[0]]
-    data[at : at + size[0]] = data[at : at + size[0]].replace(OWNER.encode(), OWNER.encode()[::-1])
-    path.write_bytes(data)
-    with rooms_at(file) as rooms:
-        assert "flaskchat_conversations_by_owner" in "\n".join(audit.inspect(rooms.database))
-
-
-def test_a_continued_reply_is_the_sum_of_its_runs(file: str) -> None:
-    with rooms_at(file) as rooms:
-        begun = rooms.begin("Tell me")
-        rooms.append(begun, "Once ")
-        rooms.live.pop(begun.run_id)
-        rooms.sweeper.end([begun.run_id])
-        again = rooms.begin(action="continue", text="", message_id=begun.message_id)
-        rooms.run(again, "upon a time")
-        assert rooms.text(begun) == "Once upon a time"
-        assert audit.inspect(rooms.database) == []
 
 
 def test_the_commands_say_what_they_do_and_no_password(tmp_path: Path, file: str) -> None:

@@ -1,6 +1,6 @@
 """A model's server that behaves as badly as it is told to: a real process, standard library only.
 
-    python tests/server/badmodel.py --port 0        the first line it prints is its port
+    python -m tests.server.badmodel --port 0        the first line it prints is its port
 
 It speaks `/v1/chat/completions`, `/v1/messages`, `/v1/models`, and tells at `GET /stats` what it saw. How it answers is
 said by a JSON object anywhere in the newest user message with one, or by the model's name as `key=value,key=value`:
@@ -14,8 +14,6 @@ said by a JSON object anywhere in the newest user message with one, or by the mo
     finish      the finish reason ("stop"); framing: "chunked" or "close" (the body ends with the connection)
     fault       what goes wrong, see FAULTS; after: how many tokens come first (5); hold: seconds a silence lasts
     times       how many requests of that tag a status fault hits (all); retry_after: its Retry-After
-
-All of it is in this one file, long as it is, so that it can be started by its path from anywhere.
 
 A client that closes its connection is seen at once, also in silence: `closed_at` in /stats is the time of
 `time.monotonic()`, which all processes of a host share.
@@ -36,7 +34,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
+
+from tests.server.dialects import Anthropic, Dialect, OpenAI
 
 STATUSES = ("302", "400", "401", "404", "422", "429", "500", "502", "503", "504", "529")
 FAULTS = (
@@ -60,6 +61,7 @@ FAULTS = (
     "json",  # the reply as one JSON document, not streamed
 )
 HUGE = 50_000_000
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     "the", "log", "is", "read", "once", "über", "naïve", "日本語", "🙂", "👩‍💻", "**bold**", "`code`", "a", "reply",
     "streams", "\n\n", "\n- item", "\n## Head\n", "…", "“quoted”", "Ω", "and", "then", "кот", "\t", "<b>", "&amp;",
@@ -125,97 +127,6 @@ def _last_object(text: str) -> dict[str, Any]:
             at += 1
         at = text.find("{", at)
     return found
-
-
-class OpenAI:
-    """Frames of chat completions."""
-
-    def start(self) -> bytes:
-        return self.frame(role="assistant", content="")
-
-    def frame(self, finish: str | None = None, **delta: Any) -> bytes:
-        return sse({"id": "chatcmpl-bad", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
-
-    def text(self, text: str) -> bytes:
-        return self.frame(content=text)
-
-    def reasoning(self, text: str) -> bytes:
-        return self.frame(reasoning_content=text)
-
-    def tool(self) -> bytes:
-        call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at":'}}
-        rest = {"index": 0, "function": {"arguments": '"it"}'}}
-        return self.frame(tool_calls=[call]) + self.frame(tool_calls=[rest])
-
-    def finish(self, reason: str, tokens: int) -> bytes:
-        usage = {"prompt_tokens": 7, "completion_tokens": tokens}
-        return self.frame(reason) + sse({"id": "chatcmpl-bad", "choices": [], "usage": usage})
-
-    def done(self) -> bytes:
-        return b"data: [DONE]\n\n"
-
-    def error(self) -> bytes:
-        return sse({"error": {"message": "the model went away", "type": "server_error", "code": 500}})
-
-    def whole(self, text: str, reason: str, tokens: int) -> dict[str, Any]:
-        return {
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}],
-            "usage": {"prompt_tokens": 7, "completion_tokens": tokens},
-        }
-
-
-class Anthropic:
-    """Events of the messages API."""
-
-    REASONS: ClassVar = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-
-    def event(self, kind: str, **fields: Any) -> bytes:
-        return b"event: %b\n%b" % (kind.encode(), sse({"type": kind, **fields}))
-
-    def start(self) -> bytes:
-        return self.event("message_start", message={"usage": {"input_tokens": 7, "output_tokens": 1}}) + self.event(
-            "content_block_start", index=0, content_block={"type": "text", "text": ""}
-        )
-
-    def text(self, text: str) -> bytes:
-        return self.event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
-
-    def reasoning(self, text: str) -> bytes:
-        return self.event("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": text})
-
-    def tool(self) -> bytes:
-        block = {"type": "tool_use", "id": "call_1", "name": "look"}
-        delta = {"type": "input_json_delta", "partial_json": '{"at":"it"}'}
-        start = self.event("content_block_start", index=1, content_block=block)
-        arguments = self.event("content_block_delta", index=1, delta=delta)
-        return start + arguments + self.event("content_block_stop", index=1)
-
-    def finish(self, reason: str, tokens: int) -> bytes:
-        told = {"stop_reason": self.REASONS.get(reason, reason)}
-        return self.event("content_block_stop", index=0) + self.event(
-            "message_delta", delta=told, usage={"output_tokens": tokens}
-        )
-
-    def done(self) -> bytes:
-        return self.event("message_stop")
-
-    def error(self) -> bytes:
-        return self.event("error", error={"type": "overloaded_error", "message": "Overloaded"})
-
-    def whole(self, text: str, reason: str, tokens: int) -> dict[str, Any]:
-        return {
-            "type": "message",
-            "content": [{"type": "text", "text": text}],
-            "stop_reason": self.REASONS.get(reason, reason),
-            "usage": {"input_tokens": 7, "output_tokens": tokens},
-        }
-
-
-Dialect = OpenAI | Anthropic
-
-
-def sse(body: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class Server:
@@ -458,8 +369,8 @@ class Running:
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[Running]:
     """Start one, and end it with the block; it also ends when this process dies."""
-    command = [sys.executable, __file__, "--port", "0", "--until-eof", *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "tests.server.badmodel", "--port", "0", "--until-eof", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout is not None
         yield Running(process, int(process.stdout.readline()), "https" if "--cert" in arguments else "http")
