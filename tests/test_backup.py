@@ -19,12 +19,12 @@ from flaskchat import audit, backup, transfer
 from flaskchat.store.sqlite import sqlite_module
 from tests.conftest import ROOT, Server
 from tests.hosts import host
+from tests.moving import fill, rooms_at
 from tests.rooms import worker_rooms
 from tests.server.checks import database, everything, start_of
 from tests.server.client import text
 from tests.server.disk import Disk
 from tests.server.mortal import Mortal
-from tests.moving import fill, rooms_at
 from tests.test_transfer import PROJECT
 
 
