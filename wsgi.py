@@ -124,7 +124,7 @@ def answering(config: Mapping[str, str]) -> Answering:
         if found is not None:
             settings = {"FLASKCHAT_MODEL": found.id, "FLASKCHAT_OPENAI_BASE_URL": found.openai_base_url}
             return Answering(found.id, found.why, settings)
-    return Answering(choice.id, choice.why, {"FLASKCHAT_MODEL": choice.id})
+    return Answering(choice.id, choice.why, {})
 
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Flask:

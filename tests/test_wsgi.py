@@ -50,6 +50,13 @@ def test_settings_are_taken_unchanged(wsgi: ModuleType, environ: dict[str, str])
     assert app.extensions["flaskchat"].settings.heartbeat == 7.0
 
 
+def test_who_asks_for_the_models_is_told_why_that_one_answers(wsgi: ModuleType, environ: dict[str, str]) -> None:
+    for more, why in (({}, "no model is connected"), ({"OPENAI_API_KEY": "k"}, "OPENAI_API_KEY is set")):
+        app = wsgi.create_app({**environ, **more})
+        told = app.test_cli_runner().invoke(args=["chat", "models"]).output
+        assert told.endswith(f", because {why}\n"), told
+
+
 def test_a_wrong_setting_is_named(wsgi: ModuleType, environ: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="FLASKCHAT_HEARTBEAT='often'"):
         wsgi.create_app({**environ, "FLASKCHAT_HEARTBEAT": "often"})
