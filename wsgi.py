@@ -53,7 +53,7 @@ log = logging.getLogger("flaskchat")
 
 
 class Answering(NamedTuple):
-    """Which model answers, why, and the settings that make it so."""
+    """Which model answers, why, and the settings that it needs beside those that are there."""
 
     model: str
     why: str

@@ -76,6 +76,9 @@ def main() -> None:
         check_options(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")))
     except ValueError as error:
         fail(f"GUNICORN_CMD_ARGS: {error}")
+    workers = os.environ.get("WEB_CONCURRENCY") or "2"
+    if not workers.isdecimal() or not int(workers):
+        fail(f"WEB_CONCURRENCY={workers!r}: expected the number of workers, at least 1")
     host = os.environ.get("HOST") or "127.0.0.1"
     port = os.environ.get("PORT") or "8000"
     if os.environ.get("LISTEN_FDS"):
@@ -99,7 +102,7 @@ def main() -> None:
     model = app.extensions["flaskchat.answering"]
     print(f"flaskchat answers with {model.model}, {model.why}", flush=True)
     print(f"flaskchat listens on {address}", flush=True)
-    os.environ.update(model.settings)
+    os.environ.update({"FLASKCHAT_MODEL": model.model, **model.settings})
     gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), *sys.argv[1:]]
     os.execv(sys.executable, gunicorn)  # noqa: S606  the same process, so signals and systemd's sockets reach it
 

@@ -180,6 +180,8 @@ def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
         ({"PORT": "eighty"}, "PORT='eighty'"),
         ({"PORT": "70000"}, "PORT='70000'"),
         ({"HOST": "not an address"}, "HOST='not an address'"),
+        ({"WEB_CONCURRENCY": "two"}, "WEB_CONCURRENCY='two'"),
+        ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY='0'"),
         ({"FLASKCHAT_HEARTBEAT": "often"}, "FLASKCHAT_HEARTBEAT='often'"),
         ({"FLASKCHAT_DATABASE_URL": "mysql://host/chat"}, "FLASKCHAT_DATABASE_URL='mysql://host/chat'"),
         ({"FLASKCHAT_REDIS_URL": "redis://host:none"}, "FLASKCHAT_REDIS_URL"),
@@ -209,6 +211,15 @@ def test_another_way_to_say_where_is_refused_before_it_is_said_wrongly(
     assert "--bind 0.0.0.0:9000: expected HOST and PORT" in done.stderr
     assert "listens" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_model_is_chosen_once_for_all_workers(tmp_path: Path) -> None:
+    conf = tmp_path / "conf.py"
+    conf.write_text("import os\nprint('workers find', os.environ['FLASKCHAT_MODEL'])\n")
+    done = start(tmp_path, "-c", str(conf), PORT=str(free_port()))
+    chosen = re.search(r"answers with (\S+),", done.stdout)
+    assert chosen, done.stderr
+    assert f"workers find {chosen[1]}\n" in done.stdout
 
 
 def test_other_options_of_gunicorn_s_are_handed_on(tmp_path: Path) -> None:
