@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from flaskchat import sse, sweep
+from flaskchat import forget, sse, sweep
 from flaskchat.errors import Unavailable
 from flaskchat.log import rows
 from flaskchat.log.base import Append
 from flaskchat.models import Delta
 from flaskchat.store.schema import conversations, journal
-from tests.rooms import Rooms, rounds
+from tests.rooms import OWNER, Rooms, rounds
 from tests.server.client import deadline, seqs, text
 from tests.test_sweep import count_out
 
@@ -163,6 +163,23 @@ def test_orphans_that_another_has_ended_meanwhile_do_not_keep_the_others_from_th
     for one in begun:
         assert (lost.state(one), lost.text(one)) == ("interrupted", "Hello")
         assert [entry.seq for entry in first.journal.read(one.run_id) if entry.ended] == [3]
+
+
+@pytest.mark.backends("sqlite", "postgres", "postgres+redis")
+def test_what_is_deleted_while_two_end_it_gets_no_second_end(make: Callable[[], Rooms]) -> None:
+    """It would bring a part of what was deleted back into the log, and count one lost reply as two."""
+    lost, first, second = make(), make(), make()
+    gone, stays = lost.begin(), lost.begin()
+    for one in (gone, stays):
+        lost.append(one, "Hello")
+    past = second.journal.past([gone.run_id, stays.run_id])
+    orphans = second.database.read(lambda c: sweep.orphaned(c, past))
+    both = {orphan.ending.run_id: orphan for orphan in orphans}
+    assert first.journal.end([both[gone.run_id]]) == [gone.run_id]
+    assert forget.conversation(first.database, first.journal, gone.conversation_id, OWNER) == []
+    assert second.journal.end(orphans) == [stays.run_id]
+    assert second.journal.read(gone.run_id) == []
+    assert [entry.seq for entry in second.journal.read(stays.run_id) if entry.ended] == [3]
 
 
 def test_an_orphan_whose_conversation_somebody_else_holds_is_ended_with_a_later_round(

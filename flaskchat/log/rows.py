@@ -163,8 +163,8 @@ def finish_orphans(ask: Ask, orphans: Sequence[Orphan]) -> list[str]:
     # In one order for all workers, so that none waits for another that waits for it.
     for lease, ending, _ in sorted(orphans, key=lambda orphan: orphan.ending.conversation_id):
         with contextlib.suppress(Fenced):  # somebody else was first, and has written the same a moment ago
-            finish.write(ask, lease, ending)
-            ended.append(ending.run_id)
+            if finish.write(ask, lease, ending):  # else it is deleted, and nothing of it comes back into the log
+                ended.append(ending.run_id)
     return ended
 
 

@@ -27,11 +27,12 @@ _USED_ABOUT = "UPDATE flaskchat_usage SET tokens = tokens + ? WHERE run_id = ?"
 _STANDS = "SELECT state, last_seq, worker_id, epoch FROM flaskchat_runs WHERE id = ?"
 
 
-def write(ask: Ask, lease: Lease, ending: Ending) -> None:
+def write(ask: Ask, lease: Lease, ending: Ending) -> bool:
     """Finish one run. Whose conversation has been deleted meanwhile leaves nothing.
 
     :param ask: the driver's connection, within the transaction.
     :param lease: under which the run was started; it must still be the run's.
+    :returns: False where nothing was left to be finished, because it has been deleted.
     :raises Fenced: the run has been ended by somebody else.
     """
     now = time.time()
@@ -44,7 +45,7 @@ def write(ask: Ask, lease: Lease, ending: Ending) -> None:
     ).rowcount  # fmt: skip
     if changed != 1:
         if ask(_STANDS, (ending.run_id,)).fetchone() is None:
-            return
+            return False
         raise Fenced(ending.run_id)
     ask(
         _MESSAGE,
@@ -60,6 +61,7 @@ def write(ask: Ask, lease: Lease, ending: Ending) -> None:
         about = (len(ending.text.encode()) + len(ending.parts)) // BYTES_PER_TOKEN
         ask(_USED_ABOUT, (about, ending.run_id))
     ask(_EVENTS, (ending.run_id, ending.frames))
+    return True
 
 
 def write_once(ask: Ask, lease: Lease, ending: Ending) -> None:
