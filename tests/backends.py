@@ -264,6 +264,11 @@ class RedisServer(Daemon):
         """For `FLASKCHAT_REDIS_URL`."""
         return f"redis://{self.host}:{self.port}/0"
 
+    @property
+    def direct(self) -> str:
+        """Where it is at the moment, for a client that asks nobody for that."""
+        return self.url
+
     @contextlib.contextmanager
     def prefix(self) -> Iterator[str]:
         """A prefix that no key has yet, for `FLASKCHAT_REDIS_PREFIX`."""

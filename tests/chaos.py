@@ -2,6 +2,7 @@
 
     python -m tests.chaos --seconds 300 --seed 7 --clients 300        --plan prints what would be done, and does nothing
     python -m tests.chaos --seconds 300 --backend postgres+redis      the database servers are struck as well
+    python -m tests.chaos --seconds 300 --backend postgres+sentinel   Redis has a replica, which takes over from it
     python -m tests.chaos --seconds 300 --backend postgres --nodes 2  two nodes, between which the clients move
 
 Which faults come when, and what every client does turn after turn, is a function of the seed; so a run is replayed from
@@ -31,7 +32,8 @@ from typing import Any
 import gevent
 import psutil
 
-from tests.backends import READY, Backend, Servers, opened
+from tests import backends, sentinel
+from tests.backends import READY, Backend, Servers
 from tests.conftest import Server, holds_of_hub
 from tests.server import badmodel
 from tests.server.chatter import OURS, Chatter, Crowd, turn_of
@@ -209,6 +211,10 @@ class Chaos:
             node.close()
 
 
+def opened(name: str, servers: Servers) -> contextlib.AbstractContextManager[Backend]:
+    return sentinel.opened(servers) if name == sentinel.NAME else backends.opened(name, servers)
+
+
 def one(options: argparse.Namespace, seed: int, seconds: float) -> list[str]:
     """One run from one seed."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -236,7 +242,7 @@ def main() -> int:
     parser.add_argument("--round", type=float, default=300, help="seconds of each run where there are several")
     parser.add_argument("--in-time", type=float, default=IN_TIME, help="seconds for a dead worker's runs to end")
     parser.add_argument("--keep", type=Path, help="a folder for the server's log and database")
-    parser.add_argument("--backend", default="sqlite", choices=READY, help="where the data is")
+    parser.add_argument("--backend", default="sqlite", choices=(*READY, sentinel.NAME), help="where the data is")
     parser.add_argument("--nodes", type=int, default=1, choices=(1, 2), help="machines, each with two workers")
     parser.add_argument("--plan", action="store_true", help="print what would be done")
     options = parser.parse_args()

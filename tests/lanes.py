@@ -15,7 +15,7 @@ from xdist.workermanage import WorkerController
 
 WAITING = (
     "test_node_faults", "test_chaos", "test_clients", "test_rechecks", "test_proxies", "test_redis", "test_nodes",
-    "test_frozen", "test_clock", "test_redis_log", "test_redis_away", "test_redis_places", "test_demo",
+    "test_failover", "test_frozen", "test_clock", "test_redis_log", "test_redis_away", "test_redis_places", "test_demo",
     "test_tls",
 )  # fmt: skip
 """Files that take long and leave the processors idle for most of it, the longest first."""

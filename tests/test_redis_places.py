@@ -22,31 +22,16 @@ from tests.backends import RedisServer
 from tests.programs import free_port
 from tests.redis_rooms import events
 from tests.rooms import ROOT, Rooms, worker_rooms
+from tests.sentinel import Node, Pair
 from tests.server.client import deadline
-
-
-class Node(RedisServer):
-    """A Redis with options of its own."""
-
-    def __init__(self, *options: str, sentinel: str = "") -> None:
-        super().__init__()
-        self._options = options
-        self._sentinel = self.folder / "sentinel.conf"
-        if sentinel:
-            self._sentinel.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n{sentinel}")
-
-    def _command(self) -> list[str]:
-        if self._sentinel.exists():
-            return [self._redis, str(self._sentinel), "--sentinel"]
-        return [*super()._command(), *self._options]
 
 
 @pytest.fixture
 def node() -> Iterator[Callable[..., Node]]:
     with ExitStack() as stack:
 
-        def start(*options: str, **more: str) -> Node:
-            found = Node(*options, **more)
+        def start(*options: str) -> Node:
+            found = Node(*options)
             stack.callback(found.close)
             found.start()
             return found
@@ -68,26 +53,20 @@ def again(call: Callable[[], Any]) -> Any:
     raise AssertionError
 
 
-def test_a_failover_by_a_sentinel_loses_no_event_of_a_live_run(node: Callable[..., Node], tmp_path: Path) -> None:
-    master = node()
-    replica = node("--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0")
-    for _ in deadline(30, "the replica to be in step"):
-        if replica.command("SET", "x", "y").startswith(b"-READONLY") and master.command("WAIT", "1", "50") == b":1":
-            break
-    patience = "sentinel down-after-milliseconds chat 500\nsentinel failover-timeout chat 2000\n"
-    sentinel = node(sentinel=f"sentinel monitor chat 127.0.0.1 {master.port} 1\n{patience}")
+def test_a_failover_by_a_sentinel_loses_no_event_of_a_live_run(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        rooms = rooms_of(f"redis+sentinel://127.0.0.1:{sentinel.port}/chat/0", tmp_path, stack)()
+        pair = Pair()
+        stack.callback(pair.close)
+        pair.start()
+        rooms = rooms_of(pair.url, tmp_path, stack)()
         begun = rooms.begin()
         again(lambda: rooms.append(begun, "a", "b"))
-        for _ in deadline(30, "the sentinel to know the replica"):
-            # sentinels ask a master for its replicas now and then; without one there is nobody to promote
-            if b"1" in sentinel.command("SENTINEL", "REPLICAS", "chat")[:2]:
-                break
-        master.kill()
-        again(lambda: rooms.append(begun, "c"))
+        pair.cut()
+        rooms.append(begun, "c")
+        pair.fail_over()
+        again(lambda: rooms.append(begun, "d"))
         assert events(rooms, begun) == rooms.live[begun.run_id]
-        assert replica.command("EXISTS", f"{{test}}:run:{begun.run_id}") == b":1"
+        assert pair.command("EXISTS", f"{{test}}:run:{begun.run_id}") == b":1"
 
 
 def cluster(node: Callable[..., Node]) -> list[Node]:

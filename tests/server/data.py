@@ -20,6 +20,7 @@ from flaskchat.log.base import Append
 from flaskchat.log.rows import decode_row
 
 if TYPE_CHECKING:
+    from tests.backends import RedisServer
     from tests.conftest import Server
 
 Ask = Callable[..., list[Any]]
@@ -136,8 +137,8 @@ class PostgreSQL(Data):
 class Streams:
     """The log in Redis: a stream for each run. Who wrote an entry does not stand in it."""
 
-    def __init__(self, url: str, prefix: str) -> None:
-        self._redis = redis.Redis.from_url(url, socket_timeout=10)
+    def __init__(self, server: RedisServer, prefix: str) -> None:
+        self._server = server
         self._pattern = f"{{{prefix}}}:run:*"
         self._seen: dict[bytes, bytes] = {}
         self._found: Log = {}
@@ -146,15 +147,14 @@ class Streams:
     def log(self, ask: Ask, known: Log) -> Log:
         found = self._found
         try:
-            for key in self._redis.scan_iter(match=self._pattern, count=1000):
-                for entry, fields in self._redis.xrange(key, min=self._seen.get(key, b"-")):
-                    first, _, second = entry.partition(b"-")
-                    self._seen[key] = entry
-                    found[key, int(first), int(second)] = ("control", appends(int(fields[b"v"]), fields[b"d"]))
+            with redis.Redis.from_url(self._server.direct, socket_timeout=10) as client:
+                for key in client.scan_iter(match=self._pattern, count=1000):
+                    for entry, fields in client.xrange(key, min=self._seen.get(key, b"-")):
+                        first, _, second = entry.partition(b"-")
+                        self._seen[key] = entry
+                        found[key, int(first), int(second)] = ("control", appends(int(fields[b"v"]), fields[b"d"]))
         except redis.RedisError as error:
             raise OSError(str(error)) from error
-        finally:
-            self._redis.close()
         self._found = {}
         return {key: what for key, what in found.items() if key not in known}
 
@@ -169,5 +169,5 @@ def data_of(server: Server | Path) -> Data:
         found = PostgreSQL(server.backend.postgres.url(server.backend.database))
     if server.backend.redis is not None:
         found.repeats = True
-        found.log = Streams(server.backend.redis.url, server.backend.prefix).log  # type: ignore[method-assign]
+        found.log = Streams(server.backend.redis, server.backend.prefix).log  # type: ignore[method-assign]
     return found

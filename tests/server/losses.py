@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.server.evidence import Case
     from tests.server.history import Event, Reading
 
-LOSSES = ("redis flushall", "redis rollback")
+LOSSES = ("redis flushall", "redis rollback", "redis failover")
 """The faults after which Redis has less than it had."""
 TERMINAL = ("done", "error", "stopped", "interrupted")
 

@@ -15,6 +15,7 @@ import gevent
 import psutil
 
 from tests.conftest import Server
+from tests.sentinel import Pair
 from tests.server.checks import database, write_lock
 from tests.server.history import History
 from tests.server.nodes import kill
@@ -22,6 +23,7 @@ from tests.server.nodes import kill
 FAULTS = {"kill -9": 4, "SIGTERM": 3, "SIGHUP": 3, "SIGSTOP": 3, "lock": 3}
 OF_POSTGRES = {"postgres restart": 2, "postgres kill": 2, "postgres cut": 2}
 OF_REDIS = {"redis restart": 2, "redis kill": 2, "redis freeze": 2, "redis flushall": 2, "redis rollback": 2}
+OF_SENTINEL = {"redis failover": 4, "redis flushall": 2}
 """More faults, where the backend has these servers."""
 OF_NODES = {"node kill": 3}
 """And where there are several nodes."""
@@ -41,6 +43,7 @@ class Planned(NamedTuple):
 def faults_of(backend: str, nodes: int = 1) -> dict[str, int]:
     """What may be done where the data is there, and how often."""
     found = FAULTS | (OF_POSTGRES if "postgres" in backend else {}) | (OF_REDIS if "redis" in backend else {})
+    found |= OF_SENTINEL if "sentinel" in backend else {}
     return found | (OF_NODES if nodes > 1 else {})
 
 
@@ -115,6 +118,9 @@ class Strikes:
                 struck = self.history.fault(fault.what)
                 self.strike_data(fault)
                 self.history.healed(struck)
+                if fault.what == "redis failover":  # what has been lost, has been: what begins now is not excused
+                    assert self.backend.redis is not None
+                    self.backend.redis.start()
 
     def stop(self, victim: int, lasts: float) -> None:
         struck = [self.history.fault("SIGSTOP", victim)]
@@ -148,6 +154,9 @@ class Strikes:
         elif what == "flushall":
             assert redis is not None
             redis.command("FLUSHALL")
+        elif what == "failover":
+            assert isinstance(redis, Pair)
+            redis.fail_over()
         elif what == "rollback":
             assert redis is not None
             with redis.losing():

@@ -26,9 +26,12 @@ def chaos(*arguments: object) -> str:
     ("seed", "where", "nodes"),
     [
         (20, "sqlite", 1), (None, "sqlite", 1), (None, "postgres", 1), (None, "postgres+redis", 1),
-        (None, "postgres", 2), (None, "postgres+redis", 2),
+        (None, "postgres", 2), (None, "postgres+redis", 2), (None, "postgres+sentinel", 2),
     ],
-    ids=["20", "of its own", "postgres", "postgres+redis", "two nodes on postgres", "two nodes on postgres+redis"],
+    ids=[
+        "20", "of its own", "postgres", "postgres+redis", "two nodes on postgres", "two nodes on postgres+redis",
+        "two nodes and a failover of Redis",
+    ],
 )  # fmt: skip
 def test_two_workers_survive_random_faults_without_a_violation(
     seed: int | None, where: str, nodes: int, long: bool
@@ -69,4 +72,5 @@ def test_the_plan_of_one_node_on_sqlite_stays_what_it_was() -> None:
         (3.69, "SIGHUP", 5, 0.0), (9.49, "SIGHUP", 3, 0.0), (12.34, "kill -9", 1, 0.0)
     ]  # fmt: skip
     assert "node kill" not in {fault.what for fault in plan(5, 600, "postgres")}
+    assert {"redis failover", "redis flushall"} <= {fault.what for fault in plan(5, 600, "postgres+sentinel")}
     assert {"node kill", "redis flushall", "redis rollback"} <= {f.what for f in plan(5, 600, "postgres+redis", 2)}

@@ -10,6 +10,7 @@ import pytest
 from flaskchat.log.base import Append
 from flaskchat.sweep import WORKER_LOST
 from tests.server.history import Fault
+from tests.server.losses import LOSSES
 from tests.server.test_checker import FRAMES, WALL, WORDS, World
 
 ENDED = b"event: interrupted\ndata: " + json.dumps({"message": WORKER_LOST}).encode() + b"\n\n"
@@ -45,7 +46,7 @@ def rules(world: World) -> set[str]:
     return {violation.rule for violation in world.violations()}
 
 
-@pytest.mark.parametrize("fault", ["redis flushall", "redis rollback"])
+@pytest.mark.parametrize("fault", LOSSES)
 def test_what_redis_has_lost_with_the_worker_is_excused(fault: str) -> None:
     assert bereft(fault).violations() == []
 

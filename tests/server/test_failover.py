@@ -1,0 +1,92 @@
+"""A failover of Redis under load, as a sentinel makes it: the master is killed, and its replica, which lacks the last
+of what was acknowledged, takes its place. Replies pause and go on; nothing is lost while their workers live (P1 to P4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+
+import pytest
+
+from tests import sentinel
+from tests.backends import Backend, Servers
+from tests.conftest import Server
+from tests.sentinel import Pair
+from tests.server.badmodel import Running
+from tests.server.checker import judge
+from tests.server.checks import FAULTY
+from tests.server.client import Client, deadline
+from tests.server.dump import Tap
+from tests.server.history import History, Reading
+from tests.server.test_kill import KEPT, Beside, ask_at, newcomer, settings
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def backend(database_servers: Servers) -> Iterator[Backend]:
+    with sentinel.opened(database_servers) as found:
+        yield found
+
+
+@pytest.fixture
+def pair(backend: Backend) -> Pair:
+    assert isinstance(backend.redis, Pair)
+    return backend.redis
+
+
+def crowd(server: Server, history: History, tokens: int) -> list[Reading]:
+    """20 replies on both workers, each with a reader at its own worker and one at the other."""
+    first, second = server.workers()
+    readings = []
+    for number in range(5):
+        asker = newcomer(history, server, f"visitor {number}")
+        tab = asker.tab()
+        for mine, other in ((first, second), (second, first)) * 2:
+            reading = ask_at(asker, mine, tokens=tokens, rate=40)
+            assert reading.status == 200
+            readings += [reading, tab.follow(reading.run_id, connection=tab.client.connect_to(other))]
+    return readings
+
+
+def readiness(client: Client, workers: list[HTTPConnection], status: int, words: str = "") -> None:
+    """Wait until every worker says this of itself, and of its log."""
+    for connection in workers:
+        for _ in deadline(60, f"readiness to be {status}"):
+            answer = client.get("/readyz", connection=connection)
+            said = answer.json()
+            if answer.status == status and words in str(said.get("wrong", {}).get("log")):
+                break
+
+
+def test_a_failover_under_load_is_a_pause_for_every_reply(serve: Serve, model: Running, pair: Pair) -> None:
+    server = serve(settings(model), app=FAULTY, args=KEPT)
+    history, client = History(), server.client()
+    workers = [client.connect_to(pid) for pid in server.workers()]
+    readiness(client, workers, 200)
+    with Tap(server) as tap:
+        readings = crowd(server, history, tokens=240)
+        for reading in readings:
+            reading.take(2)
+        pair.cut()
+        for reading in readings:  # what they see now, the replica has not
+            reading.take(10)
+        struck = history.fault("redis failover")
+        pair.kill()
+        reading_on = [Beside(reading.rest) for reading in readings]
+        readiness(client, workers, 503, f"Redis: Error 111 connecting to 127.0.0.1:{pair.master.port}")
+        pair.promote()
+        history.healed(struck)
+        readiness(client, workers, 200)
+        for one in reading_on:
+            one.join(60)
+            assert not one.is_alive()
+        assert client.send('{"tokens": 20}').rest()[-1].event == "done"
+        pair.start()  # the old one is back, which nobody may take for the master any more
+        assert client.send('{"tokens": 20}').rest()[-1].event == "done"
+    for reading in readings:
+        assert (reading.how, reading.events[-1].event) == ("end", "done")
+        assert [event.seq for event in reading.events] == list(range(1, len(reading.events) + 1))
+    assert "were written again" in server.log()
+    judge(history, server, model, tap=tap)
