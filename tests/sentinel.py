@@ -20,6 +20,8 @@ NAME = "postgres+sentinel"
 SERVICE = "chat"
 PATIENCE = 500
 """Milliseconds after which a master that says nothing is taken for dead, while it may be."""
+MOST_BEHIND = 3.0
+"""Seconds; a replica that has heard nothing of its master for ten times that patience is not put in its place."""
 FOR_EVER = 3_600_000
 """And at all other times: on a busy machine a server says nothing for a while, and a failover that no test has asked
 for would lose what no test excuses.

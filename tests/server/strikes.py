@@ -15,7 +15,7 @@ import gevent
 import psutil
 
 from tests.conftest import Server
-from tests.sentinel import Pair
+from tests.sentinel import MOST_BEHIND, Pair
 from tests.server.checks import database, write_lock
 from tests.server.history import History
 from tests.server.nodes import kill
@@ -27,7 +27,7 @@ OF_SENTINEL = {"redis failover": 4, "redis flushall": 2}
 """More faults, where the backend has these servers."""
 OF_NODES = {"node kill": 3}
 """And where there are several nodes."""
-LASTING = ("SIGSTOP", "lock", "redis freeze", "redis rollback", "node kill")
+LASTING = ("SIGSTOP", "lock", "redis freeze", "redis rollback", "redis failover", "node kill")
 PATIENCE = 2.0
 """Seconds after which a lock that is not had is taken to be held by a stopped process."""
 
@@ -156,6 +156,8 @@ class Strikes:
             redis.command("FLUSHALL")
         elif what == "failover":
             assert isinstance(redis, Pair)
+            redis.cut()
+            gevent.sleep(min(fault.lasts, MOST_BEHIND))
             redis.fail_over()
         elif what == "rollback":
             assert redis is not None
