@@ -114,13 +114,12 @@ class Strikes:
                 kill(self.history, node)
                 gevent.sleep(fault.lasts)
                 node.start()
+            elif fault.what == "redis failover":
+                self.fail_over(victim if fault.victim % 2 else None, fault.lasts)
             else:
                 struck = self.history.fault(fault.what)
                 self.strike_data(fault)
                 self.history.healed(struck)
-                if fault.what == "redis failover":  # what has been lost, has been: what begins now is not excused
-                    assert self.backend.redis is not None
-                    self.backend.redis.start()
 
     def stop(self, victim: int, lasts: float) -> None:
         struck = [self.history.fault("SIGSTOP", victim)]
@@ -136,6 +135,24 @@ class Strikes:
             psutil.Process(victim).resume()
             for one in struck:
                 self.history.healed(one)
+
+    def fail_over(self, victim: int | None, behind: float) -> None:
+        """:param victim: a worker that dies with the master: nobody is left who could write its replies again.
+        :param behind: for how many seconds the replica has heard nothing.
+        """
+        redis = self.backend.redis
+        assert isinstance(redis, Pair)
+        struck = self.history.fault("redis failover")
+        redis.cut()
+        gevent.sleep(min(behind, MOST_BEHIND))
+        redis.kill()
+        if victim is not None:
+            self.history.fault("kill -9", victim)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(victim).kill()
+        redis.promote()
+        self.history.healed(struck)  # what was to be lost is lost: nothing that begins now is excused
+        redis.start()
 
     def strike_data(self, fault: Planned) -> None:
         """Do something to PostgreSQL or Redis."""
@@ -154,11 +171,6 @@ class Strikes:
         elif what == "flushall":
             assert redis is not None
             redis.command("FLUSHALL")
-        elif what == "failover":
-            assert isinstance(redis, Pair)
-            redis.cut()
-            gevent.sleep(min(fault.lasts, MOST_BEHIND))
-            redis.fail_over()
         elif what == "rollback":
             assert redis is not None
             with redis.losing():
