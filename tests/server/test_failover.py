@@ -5,6 +5,7 @@ of what was acknowledged, takes its place. Replies pause and go on; nothing is l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPConnection
 
 import pytest
@@ -36,18 +37,27 @@ def pair(backend: Backend) -> Pair:
     return backend.redis
 
 
-def crowd(server: Server, history: History, tokens: int) -> list[Reading]:
-    """20 replies on both workers, each with a reader at its own worker and one at the other."""
+def crowd(server: Server, history: History, tokens: int) -> tuple[list[Reading], list[Callable[[], Reading]]]:
+    """20 replies on both workers, each with a reader at its own.
+
+    :returns: with half of them, a reader at the other worker; and what follows the others from there. They are not in
+        that one's memory, so what it tells of them is what Redis has.
+    """
     first, second = server.workers()
-    readings = []
+    readings, later = [], []
     for number in range(5):
         asker = newcomer(history, server, f"visitor {number}")
-        tab = asker.tab()
         for mine, other in ((first, second), (second, first)) * 2:
+            tab = asker.tab()
             reading = ask_at(asker, mine, tokens=tokens, rate=40)
             assert reading.status == 200
-            readings += [reading, tab.follow(reading.run_id, connection=tab.client.connect_to(other))]
-    return readings
+            readings.append(reading)
+            follow = partial(tab.follow, reading.run_id, connection=tab.client.connect_to(other))
+            if number % 2:
+                readings.append(follow())
+            else:
+                later.append(follow)
+    return readings, later
 
 
 def readiness(client: Client, workers: list[HTTPConnection], status: int, words: str = "") -> None:
@@ -66,7 +76,7 @@ def test_a_failover_under_load_is_a_pause_for_every_reply(serve: Serve, model: R
     workers = [client.connect_to(pid) for pid in server.workers()]
     readiness(client, workers, 200)
     with Tap(server) as tap:
-        readings = crowd(server, history, tokens=240)
+        readings, later = crowd(server, history, tokens=240)
         for reading in readings:
             reading.take(2)
         pair.cut()
@@ -79,6 +89,8 @@ def test_a_failover_under_load_is_a_pause_for_every_reply(serve: Serve, model: R
         pair.promote()
         history.healed(struck)
         readiness(client, workers, 200)
+        readings += [follow() for follow in later]
+        reading_on += [Beside(reading.rest) for reading in readings[-len(later) :]]
         for one in reading_on:
             one.join(60)
             assert not one.is_alive()
