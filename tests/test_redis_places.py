@@ -16,7 +16,7 @@ from flaskchat.config import Settings
 from flaskchat.errors import ConfigurationError
 from flaskchat.log import link
 from flaskchat.log.base import LogUnavailable
-from flaskchat.log.link import Link, pack, where
+from flaskchat.log.link import Link, Seldom, pack, where
 from flaskchat.log.server import Server, complaints
 from tests.backends import RedisServer
 from tests.programs import free_port
@@ -53,11 +53,18 @@ def again(call: Callable[[], Any]) -> Any:
     raise AssertionError
 
 
-def test_a_failover_by_a_sentinel_loses_no_event_of_a_live_run(tmp_path: Path) -> None:
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_failover_by_a_sentinel_loses_no_event_of_a_live_run(pair: Pair, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        pair = Pair()
-        stack.callback(pair.close)
-        pair.start()
         rooms = rooms_of(pair.url, tmp_path, stack)()
         begun = rooms.begin()
         again(lambda: rooms.append(begun, "a", "b"))
@@ -67,6 +74,58 @@ def test_a_failover_by_a_sentinel_loses_no_event_of_a_live_run(tmp_path: Path) -
         again(lambda: rooms.append(begun, "d"))
         assert events(rooms, begun) == rooms.live[begun.run_id]
         assert pair.command("EXISTS", f"{{test}}:run:{begun.run_id}") == b":1"
+
+
+def stand_still(pair: Pair) -> Node:
+    """The master does, and another is put in its place; then it goes on, and nobody tells it."""
+    pair.forget()
+    old = pair.master
+    old.freeze()
+    pair.promote()
+    old.thaw()
+    assert old.ask("ROLE")[0] == pair.master.ask("ROLE")[0] == "master"
+    return old
+
+
+def test_a_silent_connection_does_not_stay_with_a_master_that_is_none_any_more(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pump, seldom = Link(where(pair.url)), Seldom(where(pair.url))
+    for one in (pump, seldom):
+        assert one.ask([b"SET", b"a", b"b"]) == [b"OK"]
+        assert one.connected
+    old = stand_still(pair)
+    monkeypatch.setattr(link, "SILENT", 0.0)
+    assert not pump.connected, "what it has in memory is compared with what the new one has, before it writes"
+    assert seldom.ask([b"SET", b"a", b"c"]) == [b"OK"]
+    assert (old.ask("GET", "a"), pair.master.ask("GET", "a")) == ("b", "c")
+    seldom.close()
+
+
+def test_a_silent_connection_stays_where_no_sentinel_says_otherwise(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "SILENT", 0.0)
+    one = Seldom(where(redis_server.url))
+    for _ in range(3):
+        assert one.ask([b"PING"]) == [b"PONG"]
+    assert one.generation == 1
+    one.close()
+
+
+def test_a_master_that_has_no_replica_any_more_is_left_where_it_must_have_one(pair: Pair) -> None:
+    """`min-replicas-to-write` has it refuse at once what it could only lose."""
+    for node in pair.nodes:
+        node.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    one = Link(where(pair.url))
+    assert one.ask([b"SET", b"a", b"b"]) == [b"OK"]
+    old = stand_still(pair)
+    with pytest.raises(LogUnavailable, match="NOREPLICAS"):
+        one.ask([b"SET", b"a", b"c"])
+    pair.master.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    assert again(lambda: one.ask([b"SET", b"a", b"d"])) == [b"OK"]
+    assert (old.ask("GET", "a"), pair.master.ask("GET", "a")) == ("b", "d")
+    one.close()
 
 
 def cluster(node: Callable[..., Node]) -> list[Node]:

@@ -8,7 +8,11 @@ Deliberate choices; do not change one without reading why:
     it may be made again. The one exception is MOVED, which says that nothing was done.
  3. A cluster needs no client of its own: all keys have one hash tag, so they are on one node, and that node's
     neighbours say which it is.
- 4. After a failure the next attempts fail at once for a moment, differently long in each process: callers come every
+ 4. A master that stood still while another was put in its place wakes as one, and takes what it is told for ten seconds
+    or more, until a sentinel finds it. Whoever asked it meanwhile has had no answer and has left; whoever was silent
+    has noticed nothing. So behind sentinels a connection that was silent for longer than one waits for an answer is not
+    used again. An operator closes the rest of the gap with `min-replicas-to-write`: then it refuses at once.
+ 5. After a failure the next attempts fail at once for a moment, differently long in each process: callers come every
     few milliseconds, and a server that starts must not meet all workers at the same time.
 """
 
@@ -29,6 +33,8 @@ from .base import LogUnavailable
 
 TIMEOUT = 2.0
 """Seconds for a connect, and for each answer."""
+SILENT = TIMEOUT
+"""Seconds without a command after which a connection that sentinels have named is found anew: see 4."""
 PAUSE = (0.1, 0.5)
 """Seconds, from and to, in which nothing is tried after a failure."""
 SCHEMES = {
@@ -143,6 +149,8 @@ class Link:
         self._moved: tuple[str, int] | None = None
         """Where a cluster's node said that our keys are."""
         self._connection: Any = None
+        self._used = 0.0
+        """When it was last answered (monotonic)."""
         self._not_before = 0.0
         self._why = ""
         self.generation = 0
@@ -155,6 +163,9 @@ class Link:
 
     @property
     def connected(self) -> bool:
+        """Whether there is a connection that may be used; one that was silent for too long is closed."""
+        if self._place.service and time.monotonic() - self._used > SILENT:
+            self.close()
         return self._connection is not None
 
     def ask(self, *commands: Command) -> list[Any]:
@@ -176,6 +187,7 @@ class Link:
             if not isinstance(error, self._failures):
                 raise
             raise self._failed(error) from error
+        self._used = time.monotonic()
         for reply in replies:
             if isinstance(reply, self._error):
                 self._look_at(reply)
@@ -193,7 +205,8 @@ class Link:
         return replies
 
     def _look_at(self, error: Exception) -> None:
-        if isinstance(error, self._of_no_use):  # a failover: the server that takes writes is another now
+        left = self._place.service and self._names(error, "NOREPLICAS")  # its replica may be the master by now
+        if left or isinstance(error, self._of_no_use):  # a failover: the server that takes writes is another now
             self.close()
             self._first, self._moved = self._first + 1, None
             raise self._failed(error) from error
@@ -229,7 +242,7 @@ class Link:
             try:
                 address = self._master(place) if self._place.service else place
                 self._connection = self._open(address, self._place.options)
-                self._first = number
+                self._first, self._used = number, time.monotonic()
                 self.generation += 1
                 return
             except self._failures as failed:
@@ -285,3 +298,12 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.disconnect()
+
+
+class Seldom(Link):
+    """One whose user may be silent for long, and to whom it does not matter that it was made anew."""
+
+    def ask(self, *commands: Command) -> list[Any]:
+        if not self.connected:
+            self.connect()
+        return super().ask(*commands)

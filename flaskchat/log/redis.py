@@ -40,7 +40,7 @@ from ..store.schema import runs, workers
 from . import streams
 from .base import Append, Control, Entry, LogUnavailable, Orphan
 from .endings import Endings
-from .link import Command, Link, Where
+from .link import Command, Link, Seldom, Where
 from .rows import Rows, finish_orphans
 from .server import Server
 from .tail import Memory, Tail
@@ -75,7 +75,7 @@ class RedisLog:
         """On which connection our runs were compared with their streams."""
         self._doubted = False
         """Whether something was refused, and nothing was written since: that it answers says little then."""
-        self._beside = Link(place)
+        self._beside = Seldom(place)
         """For all calls but the pump's."""
         self._errands = tasks.Errands()
         self._unwatched: set[str] = set()

@@ -102,3 +102,35 @@ def test_a_failover_under_load_is_a_pause_for_every_reply(serve: Serve, model: R
         assert [event.seq for event in reading.events] == list(range(1, len(reading.events) + 1))
     assert "were written again" in server.log()
     judge(history, server, model, tap=tap)
+
+
+def test_a_stop_does_not_go_to_a_master_of_before_that_stood_still(serve: Serve, model: Running, pair: Pair) -> None:
+    """It still takes what it is told, until a sentinel has told it better; and who was connected then and silent has
+    noticed nothing.
+    """
+    server = serve(settings(model), app=FAULTY, args=KEPT)
+    history, client = History(), server.client()
+    workers = [client.connect_to(pid) for pid in server.workers()]
+    readiness(client, workers, 200)  # each has said something to the master
+    asker = newcomer(history, server, "somebody")
+    mine, other = server.workers()
+    reading = ask_at(asker, mine, tokens=4000, rate=40)
+    at_other = asker.client.connect_to(other)
+    reading.take(2)
+    pair.forget()
+    old = pair.master
+    struck = history.fault("redis failover")
+    pair.freeze()
+    reading_on = Beside(reading.rest)
+    pair.promote()
+    for _ in deadline(60, "the worker to find the new master"):
+        if "the log can be used again" in server.log():
+            break
+    history.healed(struck)
+    old.thaw()
+    assert old.ask("ROLE")[0] == pair.master.ask("ROLE")[0] == "master"
+    stopped = asker.stop(reading.run_id, connection=at_other)
+    assert (stopped.status, stopped.body["state"]) == (200, "stopped")
+    reading_on.join(60)
+    assert reading.events[-1].event == "stopped"
+    judge(history, server, model)
