@@ -118,7 +118,7 @@ def _journal(case: Case) -> None:
     writers: dict[str, set[str]] = defaultdict(set)
     past: dict[str, list[Event]] = defaultdict(list)
     said: dict[str, list[bytes]] = defaultdict(list)
-    bereft = {run.id for run in case.dump.runs.values() if losses.bereft(case, run)}
+    bereft = {run_id for run_id in (*case.dump.runs, *case.by_run) if losses.bereft(case, run_id)}
     for row_id, (worker, entries) in sorted(case.dump.journal.items()):
         for entry in entries:
             if case.dump.repeats:

@@ -8,12 +8,11 @@ has happened, a run that was live may be read with fewer events than somebody ha
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flaskchat.sweep import WORKER_LOST
 
 if TYPE_CHECKING:
-    from tests.server.dump import Run
     from tests.server.evidence import Case
     from tests.server.history import Event, Reading
 
@@ -22,18 +21,43 @@ LOSSES = ("redis flushall", "redis rollback", "redis failover")
 TERMINAL = ("done", "error", "stopped", "interrupted")
 
 
-def bereft(case: Case, run: Run) -> bool:
+class Life(NamedTuple):
+    """Of a run; of one that was deleted, as far as anybody saw it."""
+
+    began: float
+    ended: float
+    """The end of time, where it has not."""
+    end: Event | None
+    """Its terminal event."""
+
+
+def _life(case: Case, run_id: str) -> Life:
+    run = case.dump.runs.get(run_id)
+    if run is not None:
+        log = case.logs.get(run_id)
+        ended = math.inf if run.ended_at is None else run.ended_at - case.history.wall_offset
+        return Life(run.started_at - case.history.wall_offset, ended, log[-1] if log else None)
+    seen = [event for reading in case.by_run[run_id] for event in reading.events]
+    ends = [event for event in seen if event.event in TERMINAL]
+    lost = [event for event in ends if _lost(event)]  # whoever saw another is not excused by it, see `before`
+    began = min((event.at for event in seen), default=math.inf)
+    return Life(began, min((event.at for event in ends), default=math.inf), (lost or ends or [None])[0])
+
+
+def _lost(end: Event | None) -> bool:
+    return end is not None and end.event == "interrupted" and end.json["message"] == WORKER_LOST
+
+
+def bereft(case: Case, run_id: str) -> bool:
     """Whether a part of the run may be gone for good: it was live when Redis lost data, and its worker went as well."""
-    log = case.logs.get(run.id)
-    lost = bool(log) and log[-1].event == "interrupted" and log[-1].json["message"] == WORKER_LOST
-    return run.state == "interrupted" and lost and _live_at_a_loss(case, run)
+    run, life = case.dump.runs.get(run_id), _life(case, run_id)
+    return (run is None or run.state == "interrupted") and _lost(life.end) and _live_at_a_loss(case, life)
 
 
-def _live_at_a_loss(case: Case, run: Run, until: float = math.inf) -> bool:
-    began = run.started_at - case.history.wall_offset
-    ended = math.inf if run.ended_at is None else run.ended_at - case.history.wall_offset
+def _live_at_a_loss(case: Case, life: Life, until: float = math.inf) -> bool:
     return any(
-        fault.what in LOSSES and began <= fault.until and fault.at < min(ended, until) for fault in case.history.faults
+        fault.what in LOSSES and life.began <= fault.until and fault.at < min(life.ended, until)
+        for fault in case.history.faults
     )
 
 
@@ -41,15 +65,13 @@ def before(case: Case, run_id: str, in_time: float) -> dict[int, Event]:
     """What was seen of a run, and is gone with Redis: events in the place of its end, and after it. They are held
     against each other: there was one past before the loss, as there is one after it.
     """
-    run = case.dump.runs.get(run_id)
-    if run is None or not bereft(case, run):
+    end, ended = _life(case, run_id).end, _life(case, run_id).ended
+    if end is None or not bereft(case, run_id):
         return {}
-    log = {event.seq: event.what for event in case.logs[run_id]}
-    ended = math.inf if run.ended_at is None else run.ended_at - case.history.wall_offset
     found: dict[int, Event] = {}
     for reading in case.by_run[run_id]:
         for event in reading.events:
-            if event.seq < len(log) or log.get(event.seq) == event.what:
+            if event.seq < end.seq or event.what == end.what:
                 continue
             first = found.setdefault(event.seq, event)
             if first.what != event.what:
@@ -64,5 +86,4 @@ def before(case: Case, run_id: str, in_time: float) -> dict[int, Event]:
 
 def excused(case: Case, reading: Reading) -> bool:
     """Whether this reader may have been told of less than had been seen."""
-    run = case.dump.runs.get(reading.run_id)
-    return run is not None and _live_at_a_loss(case, run, reading.opened_at)
+    return _live_at_a_loss(case, _life(case, reading.run_id), reading.opened_at)

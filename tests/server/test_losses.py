@@ -116,3 +116,29 @@ def test_a_run_that_lived_on_is_excused_a_reset_and_has_all_again() -> None:
     assert world.violations() == []
     world.frames.pop(3)
     assert "lost" in rules(world)
+
+
+def deleted(world: World) -> World:
+    """Alice deleted it afterwards: the store knows nothing of it any more."""
+    world.runs, world.frames = [], []
+    world.requests = []
+    world.stats = {}
+    return world
+
+
+@pytest.mark.parametrize("fault", LOSSES)
+def test_what_redis_has_lost_is_excused_though_it_was_deleted_afterwards(fault: str) -> None:
+    assert deleted(bereft(fault)).violations() == []
+
+
+def test_of_what_was_deleted_no_more_is_excused() -> None:
+    assert {"same", "reset", "log"} <= rules(deleted(bereft("redis kill")))
+    world = deleted(bereft())
+    world.history.faults = [Fault(time.monotonic(), time.monotonic(), "redis rollback", 0)]
+    assert "reset" in rules(world), "it had ended by then"
+    world = deleted(bereft())
+    world.read(b"".join(FRAMES[2:]), cursor=2)
+    assert "end" in rules(world)
+    world = deleted(bereft())
+    world.read(FRAMES[1].replace(b"One", b"Won"), cursor=1, how="cut")
+    assert "same" in rules(world)
