@@ -47,16 +47,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory, shared_backend: Backend) ->
     print(server.log())
 
 
-@pytest.fixture
-def one(serve: Callable[..., Server]) -> Callable[..., Server]:
-    def start(**more: object) -> Server:
-        args = more.pop("args", [])
-        settings = {**SETTINGS, **{f"FLASKCHAT_{key.upper()}": value for key, value in more.items()}}
-        return serve(settings, workers=1, app="tests.server.faulty:app", args=args)
-
-    return start
-
-
 def streams_open(client: Client, worker: int) -> int:
     """-1 while the worker is not ready."""
     return int(client.request("GET", "/readyz", connection=client.connect_to(worker)).json().get("streams", -1))
