@@ -11,6 +11,8 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from flaskchat.sweep import WORKER_LOST
+from tests.server import counts
+from tests.server.evidence import text_of_log
 
 if TYPE_CHECKING:
     from tests.server.evidence import Case
@@ -87,3 +89,14 @@ def before(case: Case, run_id: str, in_time: float) -> dict[int, Event]:
 def excused(case: Case, reading: Reading) -> bool:
     """Whether this reader may have been told of less than had been seen."""
     return _live_at_a_loss(case, _life(case, reading.run_id), reading.opened_at)
+
+
+def told_before(case: Case, run_id: str, reset: Event) -> bool:
+    """Whether a `reset` told of what Redis lost after that, and what nobody has seen but in it. It has to fit what was
+    left, and what the model sent.
+    """
+    life, seq, text = _life(case, run_id), int(reset.json["seq"]), str(reset.json["text"])
+    if life.end is None or seq < life.end.seq or reset.at > life.ended or not bereft(case, run_id):
+        return False
+    sent = case.history.expected.get(counts.tags(case).get(run_id, ""), "")
+    return text.startswith(text_of_log(case.logs[run_id])) and sent.startswith(text)
