@@ -23,6 +23,7 @@ Deliberate choices; do not change one without reading why:
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -30,6 +31,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, repeat
+from operator import call, itemgetter
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -171,7 +174,7 @@ class Watch:
 
     def _look(self, hub: int, usage: _Usage, own: _Usage) -> Look:
         turn, since = seen = self._now
-        frames = _frames(sys._current_frames().get(hub)) if since else []
+        frames = stack_of(hub) if since else []
         if self._now is not seen:
             since, frames = 0.0, []  # it has gone on meanwhile
         ran, waited = usage.read()
@@ -309,13 +312,29 @@ def _waited_in_all() -> float:
     return total / 1e9
 
 
-def _frames(innermost: FrameType | None) -> list[FrameType]:
-    """From the greenlet's first call to its innermost."""
-    frames = []
-    while innermost is not None:
-        frames.append(innermost)
-        innermost = innermost.f_back
-    return frames[::-1]
+def stack_of(thread: int) -> list[FrameType]:
+    """What another thread executes at the moment, from its greenlet's first call to the innermost.
+
+    Taken in one call into C, within which the interpreter is nobody else's. A loop in Python gives it away between two
+    frames, and the greenlets that run meanwhile move their stacks: `f_back` would follow an address into another's
+    (CPython 3.12 and later). So would it where a frame's object is the one too many that starts the garbage collector,
+    which runs finalizers (3.11; the same in `sys._current_frames` was gh-106883).
+
+    :param thread: its ident; nothing is found of one that is gone.
+    """
+    found: deque[FrameType | None] = deque()
+    innermost = map(itemgetter(thread), map(call, (sys._current_frames,)))
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        # getattr(frame, "f_back") again and again, until there is none: None has no such attribute
+        found.extend(accumulate(chain(innermost, repeat("f_back")), getattr))
+    except (AttributeError, KeyError):
+        pass
+    finally:
+        if collecting:
+            gc.enable()
+    return [frame for frame in reversed(found) if frame is not None]
 
 
 def _one(before: list[FrameType], now: list[FrameType]) -> bool:
