@@ -18,7 +18,7 @@ from tests.server.client import deadline
 
 NAME = "postgres+sentinel"
 SERVICE = "chat"
-PATIENCE = 500
+PATIENCE = 1500
 """Milliseconds after which a master that says nothing is taken for dead, while it may be."""
 MOST_BEHIND = 3.0
 """Seconds; a replica that has heard nothing of its master for ten times that patience is not put in its place."""
@@ -26,7 +26,7 @@ FOR_EVER = 3_600_000
 """And at all other times: on a busy machine a server says nothing for a while, and a failover that no test has asked
 for would lose what no test excuses.
 """
-FAST = {"info-period": 300, "publish-period": 200, "tilt-period": 1000, "ping-period": 300}
+FAST = {"info-period": 300, "publish-period": 200, "tilt-period": 1000, "ping-period": 600}
 """Milliseconds, of what a sentinel does every 10, 2, 30 and 1 s: an old master that is back is told so, a replica is
 seen to be in step, a sentinel that was held up trusts its clock again, a new master is connected to. The last is below
 its patience, or it would take the new one for dead at once, and above the 200 from which on it finds what a replica has

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from flaskchat import sse
+from flaskchat import forget, sse, sweep
 from flaskchat.log import redis as redis_log
 from flaskchat.log import rows, streams
 from flaskchat.log.base import Append, Leave, LogUnavailable, Stop, clock
@@ -17,7 +17,7 @@ from flaskchat.models import Delta, Done
 from flaskchat.store.base import Fenced
 from flaskchat.store.schema import workers
 from tests.redis_rooms import delta, events, key, redis, watch
-from tests.rooms import Rooms, ending_of, look, rounds
+from tests.rooms import OWNER, Rooms, ending_of, look, rounds
 from tests.server.client import deadline
 
 pytestmark = pytest.mark.backends("sqlite+redis")
@@ -176,10 +176,10 @@ def test_what_redis_lost_of_many_runs_is_written_again_in_a_few_requests(
         log._open()
     asked: list[Any] = []
     ask, holds = log._link.ask, log._holds
-    monkeypatch.setattr(log._link, "ask", lambda *commands: asked.append("Redis") or ask(*commands))
+    monkeypatch.setattr(log._link, "ask", lambda *commands, **how: asked.append("Redis") or ask(*commands, **how))
     monkeypatch.setattr(log, "_holds", lambda lease: asked.append("store") or holds(lease))
     log.turn(lease, entries, [])
-    assert asked == [*(["Redis"] if entries else []), "Redis", "store", "Redis"]
+    assert asked == ["Redis", "Redis", "store", "Redis"]  # the first is the append, or finds a cluster's right node
     for begun in runs:
         more = [entry.frames[0] for entry in entries if entry.run_id == begun.run_id]
         assert events(rooms, begun) == [*rooms.live[begun.run_id], *more]
@@ -198,12 +198,37 @@ def test_so_much_that_was_lost_is_written_again_in_several_requests(
     monkeypatch.setattr(redis_log, "AT_ONCE", 1500)
     asked: list[int] = []
     ask = log._link.ask
-    monkeypatch.setattr(log._link, "ask", lambda *commands: asked.append(len(commands)) or ask(*commands))
+    monkeypatch.setattr(log._link, "ask", lambda *commands, **how: asked.append(len(commands)) or ask(*commands, **how))
     log._mended = 0
     log.turn(rooms.holding.lease, [], [])
-    assert asked == [6, 4, 4, 4]
+    assert asked == [1, 6, 4, 4, 4]
     for begun in runs:
         assert events(rooms, begun) == rooms.live[begun.run_id]
+
+
+def test_nothing_of_a_deleted_conversation_comes_back_into_redis(two: tuple[Rooms, Rooms]) -> None:
+    """Its worker finds the stream gone, as it would where Redis had lost it, and has all of its text."""
+    writer, other = two
+    begun, lost = writer.begin(), writer.begin()
+    for one in (begun, lost):
+        writer.append(one, "a")
+    forget.conversation(other.database, other.journal, begun.conversation_id, OWNER, [begun.run_id])
+    redis(other, "DEL", key(other, lost))
+    for one in (begun, lost):
+        writer.append(one, "b")
+    assert redis(writer, "EXISTS", key(writer, begun)) == 0
+    assert events(writer, lost) == writer.live[lost.run_id]
+
+
+def test_the_end_of_an_orphan_does_not_come_back_either(two: tuple[Rooms, Rooms]) -> None:
+    lost, other = two
+    begun = lost.begin()
+    lost.append(begun, "a")
+    past = other.journal.past([begun.run_id])
+    orphans = other.database.read(lambda c: sweep.orphaned(c, past))
+    redis(other, "DEL", key(other, begun))  # as a delete does that comes between the store's end and the stream's
+    assert other.journal.end(orphans) == [begun.run_id]
+    assert redis(other, "EXISTS", key(other, begun)) == 0
 
 
 # -- takeovers ---------------------------------------------------------------------------------------------------------

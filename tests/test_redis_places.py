@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from flaskchat.config import Settings
 from flaskchat.errors import ConfigurationError
@@ -93,13 +94,35 @@ def test_a_silent_connection_does_not_stay_with_a_master_that_is_none_any_more(
     pump, seldom = Link(where(pair.url)), Seldom(where(pair.url))
     for one in (pump, seldom):
         assert one.ask([b"SET", b"a", b"b"]) == [b"OK"]
-        assert one.connected
+        assert one.usable()
     old = stand_still(pair)
     monkeypatch.setattr(link, "SILENT", 0.0)
-    assert not pump.connected, "what it has in memory is compared with what the new one has, before it writes"
+    assert not pump.usable(), "what it has in memory is compared with what the new one has, before it writes"
+    assert (pump.ask([b"GET", b"a"]), pump.generation) == ([b"b"], 2)
     assert seldom.ask([b"SET", b"a", b"c"]) == [b"OK"]
     assert (old.ask("GET", "a"), pair.master.ask("GET", "a")) == ("b", "c")
-    seldom.close()
+    for one in (pump, seldom):
+        one.close()
+
+
+@pytest.mark.parametrize("replica", [True, False], ids=["with a replica", "without"])
+def test_without_its_sentinels_a_master_is_asked_on(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, replica: bool
+) -> None:
+    """They are needed for a failover, and serving must not stop with them."""
+    one = Seldom(where(pair.url))
+    assert one.ask([b"PING"]) == [b"PONG"]
+    if not replica:
+        next(node for node in pair.nodes if node is not pair.master).kill()
+        for _ in deadline(30, "the master to notice"):
+            if pair.master.ask("ROLE")[2] == []:
+                break
+    pair.sentinel.kill()
+    monkeypatch.setattr(link, "SILENT", 0.0)
+    for _ in range(3):
+        assert one.ask([b"PING"]) == [b"PONG"]
+    assert one.generation == 1
+    one.close()
 
 
 def test_a_silent_connection_stays_where_no_sentinel_says_otherwise(
@@ -157,6 +180,32 @@ def test_in_a_cluster_the_node_that_has_the_keys_is_found_from_any_other(
             assert events(other, begun) == rooms.live[begun.run_id]
             other.journal.follow()
             assert other.journal.past([begun.run_id]) == {begun.run_id: rooms.live[begun.run_id]}
+
+
+def test_in_a_cluster_nothing_is_appended_behind_what_a_new_master_has_lost(
+    node: Callable[..., Node], tmp_path: Path
+) -> None:
+    """The old one is alive and says where to go. Its replica, which has taken over, lacks the last that it took."""
+    first, old, third = cluster(node)
+    with ExitStack() as stack:
+        rooms = rooms_of(f"redis+cluster://127.0.0.1:{old.port}", tmp_path, stack)()
+        begun = rooms.begin()
+        again(lambda: rooms.append(begun, "a"))
+        key = f"{{test}}:run:{begun.run_id}"
+        with redis.Redis(port=old.port) as had, redis.Redis(port=first.port) as has:
+            lagging = had.dump(key)
+            rooms.append(begun, "b")
+            slot = int(old.ask("CLUSTER", "KEYSLOT", "{test}"))
+            for name in had.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                had.delete(name)
+            new = first.ask("CLUSTER", "MYID")
+            for one in (first, old, third):
+                one.ask("CLUSTER", "SETSLOT", str(slot), "NODE", new)
+            has.restore(key, 0, lagging)
+        with pytest.raises(LogUnavailable, match="another node"):
+            rooms.append(begun, "c")
+        again(lambda: rooms.append(begun, "c"))
+        assert events(rooms, begun) == rooms.live[begun.run_id]
 
 
 def test_in_a_cluster_a_node_that_was_away_is_found_again_by_what_the_others_say(

@@ -7,17 +7,20 @@ Deliberate choices; do not change one without reading why:
  2. Nothing is repeated here. A command whose answer is lost may have been carried out; only the caller knows whether
     it may be made again. The one exception is MOVED, which says that nothing was done.
  3. A cluster needs no client of its own: all keys have one hash tag, so they are on one node, and that node's
-    neighbours say which it is.
+    neighbours say which it is. Reads follow there. An append does not: the node may lack what the one before had, and
+    has to be compared with what we have before anything is added to it.
  4. A master that stood still while another was put in its place wakes as one, and takes what it is told for ten seconds
     or more, until a sentinel finds it. Whoever asked it meanwhile has had no answer and has left; whoever was silent
-    has noticed nothing. So behind sentinels a connection that was silent for longer than one waits for an answer is not
-    used again. An operator closes the rest of the gap with `min-replicas-to-write`: then it refuses at once.
+    has noticed nothing. So behind sentinels a connection that was silent for longer than one waits for an answer is
+    asked first whether it leads to a master still, with a replica; where it has none, a sentinel says whether that is
+    the master. Where no sentinel can be reached it is believed: a failover needs them, serving does not.
  5. After a failure the next attempts fail at once for a moment, differently long in each process: callers come every
     few milliseconds, and a server that starts must not meet all workers at the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import random
@@ -34,7 +37,7 @@ from .base import LogUnavailable
 TIMEOUT = 2.0
 """Seconds for a connect, and for each answer."""
 SILENT = TIMEOUT
-"""Seconds without a command after which a connection that sentinels have named is found anew: see 4."""
+"""Seconds without a command after which a connection that sentinels have named is asked where it leads: see 4."""
 PAUSE = (0.1, 0.5)
 """Seconds, from and to, in which nothing is tried after a failure."""
 SCHEMES = {
@@ -161,16 +164,39 @@ class Link:
         self._error = exceptions.ResponseError
         self._of_no_use = (exceptions.ReadOnlyError, exceptions.ClusterDownError, exceptions.MasterDownError)
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection that may be used; one that was silent for too long is closed."""
-        if self._place.service and time.monotonic() - self._used > SILENT:
+    def usable(self) -> bool:
+        """Whether there is a connection, and, if it was silent, whether it leads where it should; else it is closed."""
+        if self._connection is None or not self._place.service or time.monotonic() - self._used <= SILENT:
+            return self._connection is not None
+        try:
+            if self._leads_to_the_master():
+                self._used = time.monotonic()
+                return True
+        except self._failures:
+            pass
+        except BaseException:
             self.close()
-        return self._connection is not None
+            raise
+        self.close()
+        return False
 
-    def ask(self, *commands: Command) -> list[Any]:
+    def _leads_to_the_master(self) -> bool:
+        role: Any
+        (role,) = self._ask([[b"ROLE"]])
+        if not isinstance(role, list) or role[0] != b"master":
+            return False
+        if role[2]:
+            return True
+        for _, sentinel in self._places():
+            with contextlib.suppress(LogUnavailable, *self._failures):
+                return self._named(sentinel) == (self._connection.host, self._connection.port)
+        return True
+
+    def ask(self, *commands: Command, stay: bool = False) -> list[Any]:
         """Send them all at once.
 
+        :param stay: they are for this server alone, and not for the one to which a cluster has moved our keys: the next
+            time it is that one that is connected to.
         :returns: an answer for each; an error of a single one is its answer.
         :raises LogUnavailable: any of them may have been carried out.
         """
@@ -181,6 +207,9 @@ class Link:
             moved = [reply for reply in replies if self._names(reply, "MOVED")]
             if moved:
                 self._follow(moved[0])
+                if stay:
+                    raise LogUnavailable("Redis: our keys are on another node now")
+                self.connect()
                 replies = self._ask(commands)
         except BaseException as error:
             self.close()
@@ -228,7 +257,6 @@ class Link:
         host, _, port = str(moved.args[0]).split(" ")[-1].rpartition(":")  # "MOVED 3999 127.0.0.1:6381"
         self._moved = (host or self._connection.host, int(port))
         self.close()
-        self.connect()
 
     # -- finding the server ----------------------------------------------------------------------------------------
 
@@ -275,15 +303,7 @@ class Link:
 
     def _master(self, sentinel: tuple[str, int] | None) -> tuple[str, int]:
         """Which server a sentinel names; it must say of itself that it is one that takes writes."""
-        asked = self._open(sentinel, self._place.sentinel_options)
-        try:
-            asked.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._place.service)
-            found = asked.read_response()
-        finally:
-            asked.disconnect()
-        if not found:
-            raise LogUnavailable(f"the sentinel does not know {self._place.service!r}")
-        address = (found[0].decode(), int(found[1]))
+        address = self._named(sentinel)
         server = self._open(address, self._place.options)
         try:
             server.send_command("ROLE")
@@ -294,6 +314,17 @@ class Link:
             raise LogUnavailable(f"a failover is going on: {address[0]}:{address[1]} is no master yet")
         return address
 
+    def _named(self, sentinel: tuple[str, int] | None) -> tuple[str, int]:
+        asked = self._open(sentinel, self._place.sentinel_options)
+        try:
+            asked.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._place.service)
+            found = asked.read_response()
+        finally:
+            asked.disconnect()
+        if not found:
+            raise LogUnavailable(f"the sentinel does not know {self._place.service!r}")
+        return found[0].decode(), int(found[1])
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -301,9 +332,27 @@ class Link:
 
 
 class Seldom(Link):
-    """One whose user may be silent for long, and to whom it does not matter that it was made anew."""
+    """One whose user may be silent for long, and has nothing that another server must be told again."""
 
-    def ask(self, *commands: Command) -> list[Any]:
-        if not self.connected:
+    def ask(self, *commands: Command, stay: bool = False) -> list[Any]:
+        if not self.usable():
             self.connect()
-        return super().ask(*commands)
+        return super().ask(*commands, stay=stay)
+
+
+def refused(reply: Any) -> bool:
+    """Whether an append found its stream gone, or its id taken.
+
+    :raises LogUnavailable: something else is wrong, such as no memory.
+    """
+    if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
+        raise LogUnavailable(f"Redis: {reply}") from reply
+    return reply is None or isinstance(reply, Exception)
+
+
+def sound(replies: Sequence[Any]) -> list[Any]:
+    """:raises LogUnavailable: one of them is an error."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise LogUnavailable(f"Redis: {reply}") from reply
+    return list(replies)

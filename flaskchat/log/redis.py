@@ -40,7 +40,7 @@ from ..store.schema import runs, workers
 from . import streams
 from .base import Append, Control, Entry, LogUnavailable, Orphan
 from .endings import Endings
-from .link import Command, Link, Seldom, Where
+from .link import Command, Link, Seldom, Where, refused, sound
 from .rows import Rows, finish_orphans
 from .server import Server
 from .tail import Memory, Tail
@@ -127,10 +127,10 @@ class RedisLog:
 
     def follow(self) -> list[Entry]:
         link = self._open()
-        (now,) = _sound(link.ask([b"TIME"]))
+        (now,) = sound(link.ask([b"TIME"]))
         now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
         since = now_ms - streams.CONTROL_KEPT
-        (rows,) = _sound(link.ask([b"XRANGE", self._keys.control, b"%d" % since, b"+"]))
+        (rows,) = sound(link.ask([b"XRANGE", self._keys.control, b"%d" % since, b"+"]))
         self._tail.start(streams.parse_id(rows[-1][0]) if rows else (since, 0))
         return streams.controls(rows, now_ms)
 
@@ -154,15 +154,15 @@ class RedisLog:
 
     def _open(self) -> Link:
         """The pump's connection; a new one is looked at first."""
-        if not self._link.connected:
+        if not self._link.usable():
             self._link.connect()
             self._server.look_at(self._link)
         return self._link
 
     def _append(self, lease: Lease, entries: list[Append]) -> None:
         mine = any(run.last_seq for run in self._memory.own())
-        changed = not self._link.connected or self._mended != self._link.generation
-        if not entries and not self._doubted and not (mine and changed):
+        changed = mine and (not self._link.usable() or self._mended != self._link.generation)
+        if not entries and not self._doubted and not changed:
             return
         link = self._open()
         if self._mended != link.generation:
@@ -176,25 +176,27 @@ class RedisLog:
             elif entry.seq == 1:
                 commands.append(streams.expire(key, streams.LIVE_SECONDS))
         if self._doubted and not entries:
-            _sound(link.ask(streams.probe(self._keys.probe)))
-        replies = iter(link.ask(*commands) if commands else ())
-        refused = []
+            sound(link.ask(streams.probe(self._keys.probe)))
+        replies = iter(link.ask(*commands, stay=True) if commands else ())
+        unlike = []
         for entry in entries:
-            if _refused(next(replies)):
+            if refused(next(replies)):
                 run = self._memory.get(entry.run_id)
                 if run is None or not run.own:  # abandoned meanwhile
                     raise Fenced(lease.worker_id)
-                refused.append((run, entry))
+                unlike.append((run, entry))
             if entry.ended or entry.seq == 1:
                 next(replies)
-        if refused:
-            self._settle(lease, link, refused)
+        if unlike:
+            self._settle(lease, link, unlike)
         self._doubted = False
 
     def _mend(self, lease: Lease, link: Link) -> None:
         """Compare the streams of our live runs with what has been appended to them, and write what they lack."""
+        link.ask(streams.newest(self._keys.control))  # of a cluster, the node that has our keys is the one compared
+        generation = link.generation
         self._settle(lease, link, [(run, None) for run in self._memory.own() if run.last_seq])
-        self._mended = link.generation
+        self._mended = generation
 
     def _settle(self, lease: Lease, link: Link, ours: Sequence[tuple[Any, Append | None]]) -> None:
         """Make streams of ours hold all that we have.
@@ -205,7 +207,7 @@ class RedisLog:
         held, mended = False, 0
         for at in range(0, len(ours), TOGETHER):
             some = ours[at : at + TOGETHER]
-            found = _sound(link.ask(*[streams.newest(self._keys.run(run.run_id)) for run, _ in some]))
+            found = sound(link.ask(*[streams.newest(self._keys.run(run.run_id)) for run, _ in some]))
             lacking: deque[tuple[Any, Append | None, int]] = deque()
             for (run, entry), rows in zip(some, found, strict=True):
                 upto = streams.parse_id(rows[0][0])[0] if rows else 0
@@ -223,6 +225,7 @@ class RedisLog:
                     lacking.append((run, entry, upto))
             if lacking and not held and not self._holds(lease):
                 raise Fenced(lease.worker_id)
+            lacking = self._kept(lacking)
             held, mended = held or bool(lacking), mended + len(lacking)
             while lacking:
                 self._write_again(link, lacking)
@@ -240,7 +243,7 @@ class RedisLog:
             key, size = self._keys.run(run.run_id), size + sum(map(len, rest.frames))
             seconds = streams.ENDED_SECONDS if rest.ended else streams.LIVE_SECONDS
             commands += [streams.append(key, rest), streams.expire(key, seconds)]
-        if any(_refused(written) for written in link.ask(*commands)[::2]):
+        if any(refused(written) for written in link.ask(*commands, stay=True)[::2]):
             raise LogUnavailable("Redis: a stream changes while it is mended")
 
     def _holds(self, lease: Lease) -> bool:
@@ -250,11 +253,20 @@ class RedisLog:
         except Unavailable as error:
             raise LogUnavailable(error.detail) from error
 
+    def _kept(self, lacking: deque[tuple[Any, Append | None, int]]) -> deque[tuple[Any, Append | None, int]]:
+        """Without those whose streams are gone because their conversations were deleted: they do not come back."""
+        there = sa.select(runs.c.id).where(runs.c.id.in_([run.run_id for run, _, _ in lacking]))
+        try:
+            found = set(self._database.read(lambda c: c.execute(there).scalars().all())) if lacking else set()
+        except Unavailable as error:
+            raise LogUnavailable(error.detail) from error
+        return deque(one for one in lacking if one[0].run_id in found)
+
     def _pages(self, link: Link, run_id: str) -> Iterator[list[Any]]:
         start = b"-"
         while True:
             command = [b"XRANGE", self._keys.run(run_id), start, b"+", b"COUNT", b"%d" % streams.PAGE]
-            (rows,) = _sound(link.ask(command))
+            (rows,) = sound(link.ask(command))
             yield rows
             if len(rows) < streams.PAGE:
                 return
@@ -266,7 +278,7 @@ class RedisLog:
     def _ask(self, *commands: Command) -> list[Any]:
         """:raises Unavailable:"""
         try:
-            return _sound(self._errands.call(self._beside.ask, *commands))
+            return sound(self._errands.call(self._beside.ask, *commands))
         except LogUnavailable as error:
             raise _unavailable() from error
 
@@ -286,8 +298,12 @@ class RedisLog:
         """A run's frames, to which nothing is added any more."""
         key = self._keys.run(run_id)
         sealed, _ = self._beside.ask(streams.seal(key), streams.expire(key, streams.LIVE_SECONDS))
-        _refused(sealed)  # it was sealed before
-        return streams.joined([e for rows in self._pages(self._beside, run_id) for e in streams.appends(rows)])
+        refused(sealed)  # it was sealed before
+        where = self._beside.generation
+        found = streams.joined([e for rows in self._pages(self._beside, run_id) for e in streams.appends(rows)])
+        if self._beside.generation != where:
+            raise LogUnavailable("Redis: another server than was sealed")
+        return found
 
     def end(self, orphans: Sequence[Orphan]) -> list[str]:
         ended = self._database.write(lambda c: finish_orphans(self._database.executor(c), orphans))
@@ -357,7 +373,7 @@ class RedisLog:
         left = list(run_ids)
         for at in range(0, len(left), TOGETHER):
             some = left[at : at + TOGETHER]
-            _sound(self._beside.ask(*[what(self._keys.run(run_id)) for run_id in some]))
+            sound(self._beside.ask(*[what(self._keys.run(run_id)) for run_id in some]))
             run_ids.difference_update(some)
 
     def ready(self) -> None:
@@ -371,24 +387,6 @@ def _known(run: Any, entry: Append | None) -> list[bytes]:
     """All frames of a run of ours."""
     known: list[bytes] = run.frames
     return known if entry is None else known + entry.frames
-
-
-def _refused(reply: Any) -> bool:
-    """Whether an append found its stream gone, or its id taken.
-
-    :raises LogUnavailable: something else is wrong, such as no memory.
-    """
-    if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
-        raise LogUnavailable(f"Redis: {reply}") from reply
-    return reply is None or isinstance(reply, Exception)
-
-
-def _sound(replies: Sequence[Any]) -> list[Any]:
-    """:raises LogUnavailable: one of them is an error."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise LogUnavailable(f"Redis: {reply}") from reply
-    return list(replies)
 
 
 def _unavailable() -> Unavailable:

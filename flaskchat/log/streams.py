@@ -65,7 +65,8 @@ def append(key: bytes, entry: Append) -> Command:
 
 
 def append_last(key: bytes, entry: Append) -> Command:
-    return b"XADD", key, LAST, *_fields([entry])
+    """Behind a seal; not where the stream was deleted meanwhile, with its conversation."""
+    return b"XADD", key, b"NOMKSTREAM", LAST, *_fields([entry])
 
 
 def seal(key: bytes) -> Command:

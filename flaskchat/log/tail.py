@@ -136,7 +136,7 @@ class Tail:
         try:
             while current == self._current:
                 try:
-                    if not link.connected or link.generation != checked:
+                    if not link.usable() or link.generation != checked:
                         self._check_control(link)
                         checked = link.generation
                     found = self._read(link, b"BLOCK", BLOCK)

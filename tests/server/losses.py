@@ -91,12 +91,15 @@ def excused(case: Case, reading: Reading) -> bool:
     return _live_at_a_loss(case, _life(case, reading.run_id), reading.opened_at)
 
 
-def told_before(case: Case, run_id: str, reset: Event) -> bool:
+def told_before(case: Case, reading: Reading, reset: Event) -> bool:
     """Whether a `reset` told of what Redis lost after that, and what nobody has seen but in it. It has to fit what was
     left, and what the model sent.
     """
+    run_id = reading.run_id
     life, seq, text = _life(case, run_id), int(reset.json["seq"]), str(reset.json["text"])
-    if life.end is None or seq < life.end.seq or reset.at > life.ended or not bereft(case, run_id):
+    if life.end is None or seq < life.end.seq or reading.opened_at > life.ended or not bereft(case, run_id):
         return False
+    if all(number in case.gone[run_id] for number in range(life.end.seq, seq + 1)):
+        return False  # others have seen it too, and say what its text has to be
     sent = case.history.expected.get(counts.tags(case).get(run_id, ""), "")
     return text.startswith(text_of_log(case.logs[run_id])) and sent.startswith(text)

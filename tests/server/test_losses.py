@@ -144,10 +144,11 @@ def test_of_what_was_deleted_no_more_is_excused() -> None:
     assert "same" in rules(world)
 
 
-def told(world: World, text: str, at: float) -> World:
-    """Somebody was told by a `reset` what nobody else has seen."""
-    world.history.readings[0].events.pop()
-    reset = json.dumps({"seq": 5, "text": text}, ensure_ascii=False).encode()
+def told(world: World, text: str, at: float, seq: int = 5) -> World:
+    """Somebody was told by a `reset` what nobody else has seen; or `seq` says what Alice has seen too."""
+    if seq == 5:
+        world.history.readings[0].events.pop()
+    reset = json.dumps({"seq": seq, "text": text}, ensure_ascii=False).encode()
     reading = world.read(b"event: reset\ndata: " + reset + b"\n\n", cursor="x", how="cut")
     reading.opened_at = time.monotonic() + at
     reading.events[:] = [event._replace(at=reading.opened_at) for event in reading.events]
@@ -159,3 +160,5 @@ def test_what_a_reset_alone_has_told_is_excused_where_the_model_sent_it() -> Non
     assert "reset" in rules(told(bereft(), "".join(WORDS), at=-89)), "after the run's end"
     assert "reset" in rules(told(bereft(), "One three", at=-96)), "not what the model sent"
     assert "reset" in rules(told(bereft("redis kill"), "".join(WORDS), at=-96))
+    assert told(bereft(), "".join(WORDS[:3]), at=-96, seq=4).violations() == []
+    assert "reset" in rules(told(bereft(), "".join(WORDS[:2]), at=-96, seq=4)), "others have seen more of it"
