@@ -35,6 +35,8 @@ logger = logging.getLogger("flaskchat")
 
 STOP_PATIENCE = 15.0
 """Seconds a Stop waits for the run's end; a worker that is gone is noticed within them."""
+STOP_AGAIN = 2.0
+"""Seconds after which a worker that has not ended its run is told of the Stop once more."""
 FORGET_STOP = 30.0
 GIVE_UP = 12.0
 """Seconds without a usable log after which replies are given up: a lock of ten is waited out, and the promised end
@@ -262,16 +264,17 @@ class Runs:
             feed = self._pump.feeds.get(run_id)
             if feed is None and row.state != "running":
                 break  # its end has just come
-            if feed is None and not asked:
-                self._pump.log.announce(Stop(run_id, asked_at, clock()))
-                asked = True
+            if feed is None:
+                with contextlib.suppress(*[Unavailable] if asked else []):
+                    self._pump.log.announce(Stop(run_id, asked_at, clock()))
+                asked = True  # and again each time: a log that has failed over may have lost it
             run = feed.live if feed is not None else self._readers.bring(run_id)
             ended = _Ended(run)
             self._pump.attend(run, ended)
             try:
                 if feed is not None:
                     self.end(feed, Stopped(), asked_at)
-                ended.wait(STOP_PATIENCE)
+                ended.wait(STOP_AGAIN)
             finally:
                 self._live.unwatch(run, ended)
             row = self._row(run_id, owner)
