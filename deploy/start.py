@@ -102,7 +102,8 @@ def main() -> None:
     model = app.extensions["flaskchat.answering"]
     print(f"flaskchat answers with {model.model}, {model.why}", flush=True)
     print(f"flaskchat listens on {address}", flush=True)
-    os.environ.update({"FLASKCHAT_MODEL": model.model, **model.settings})
+    # the number also where it was set to nothing, as a compose file may: gunicorn would read that as a number
+    os.environ.update({"WEB_CONCURRENCY": workers, "FLASKCHAT_MODEL": model.model, **model.settings})
     gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), *sys.argv[1:]]
     os.execv(sys.executable, gunicorn)  # noqa: S606  the same process, so signals and systemd's sockets reach it
 

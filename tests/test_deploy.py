@@ -213,6 +213,12 @@ def test_another_way_to_say_where_is_refused_before_it_is_said_wrongly(
     assert "Traceback" not in done.stderr
 
 
+def test_a_number_of_workers_that_is_set_to_nothing_is_none(tmp_path: Path) -> None:
+    """As a compose file may; gunicorn by itself ends in a traceback."""
+    done = start(tmp_path, PORT=str(free_port()), FLASKCHAT_MODEL="guide", WEB_CONCURRENCY="")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_model_is_chosen_once_for_all_workers(tmp_path: Path) -> None:
     conf = tmp_path / "conf.py"
     conf.write_text("import os\nprint('workers find', os.environ['FLASKCHAT_MODEL'])\n")

@@ -53,9 +53,9 @@ import { Thread } from "./thread.ts";
 import { fitToView } from "./view.ts";
 import { WirePlace } from "./wire-place.ts";
 
-/** Who answers. The server labels so the guide that answers where no model is connected; others have their names. */
-function answers(model: Model): TemplateResult {
-  return model.id === "guide" && model.label === "Guide"
+/** Who answers. The server labels its guide so, which is alone where no model is connected; others have their names. */
+function answers(model: Model, alone: boolean): TemplateResult {
+  return alone && model.id === "guide" && model.label === "Guide"
     ? html`No language model is connected yet. The <b>guide</b> answers from flaskchat's documentation; ask it how to
         connect one. `
     : html`<b>${model.label}</b> answers. `;
@@ -311,7 +311,7 @@ export class FlaskChatElement extends LitElement {
     return html`<div class="welcome">
       <h2>What would you like to know?</h2>
       <p>
-        ${model ? answers(model) : nothing}You can reload, close the tab or lose the connection: the
+        ${model ? answers(model, this.#models.length === 1) : nothing}You can reload, close the tab or lose the connection: the
         reply goes on and is here when you come back.${this.#session.conversation.systemPrompt ? html` Your system prompt is set.` : nothing}
       </p>
     </div>`;
