@@ -8,6 +8,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from flaskchat.bench.machine import Machine, this_machine
@@ -81,9 +82,9 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def rounds(given: argparse.Namespace, found: list[subjects.Subject], results: report.Results) -> list[str]:
-    """:returns: what went wrong."""
-    wrong = []
+def rounds(given: argparse.Namespace, found: list[subjects.Subject], results: report.Results) -> Iterator[list[str]]:
+    """:returns: after each measurement, what has gone wrong until then."""
+    wrong: list[str] = []
     names = given.measurements or [name for name, each in measurements.ALL.items() if not each.slow]
     with place() as (folder, stack):
         model, url = stack.enter_context(stand_in(folder))
@@ -103,7 +104,7 @@ def rounds(given: argparse.Namespace, found: list[subjects.Subject], results: re
                         say(wrong[-1])
                     model.ask("finish")
                     say(f"  {time.monotonic() - began:.0f} s")
-    return wrong
+            yield wrong
 
 
 def main(arguments: list[str]) -> None:
@@ -115,10 +116,11 @@ def main(arguments: list[str]) -> None:
     if machine.busy:
         say(f"something else is computing: load average {machine.load:.1f} on {machine.cores} cores")
     results = report.empty()
-    wrong = rounds(given, found, results)
-    text = "\n".join([*head(given, machine, found, left_out + wrong), *report.tables(results, GO, given.scale)])
+    text, wrong = "", list[str]()
+    for wrong in rounds(given, found, results):
+        text = "\n".join([*head(given, machine, found, left_out + wrong), *report.tables(results, GO, given.scale)])
+        if given.output is not None:  # each time: all of them take an hour, and may be ended before
+            given.output.write_text(text + "\n", encoding="utf-8")
     print(text)
-    if given.output is not None:
-        given.output.write_text(text + "\n", encoding="utf-8")
     if wrong:
         raise SystemExit(f"tests/bench/run: {len(wrong)} measurements failed")
