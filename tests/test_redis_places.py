@@ -93,7 +93,7 @@ def test_a_silent_connection_does_not_stay_with_a_master_that_is_none_any_more(
 ) -> None:
     pump, seldom = Link(where(pair.url)), Seldom(where(pair.url))
     for one in (pump, seldom):
-        assert one.ask([b"SET", b"a", b"b"]) == [b"OK"]
+        assert one.ask([b"SET", b"a", b"b"], [b"WAIT", b"1", b"20000"]) == [b"OK", 1]  # the replica has it too
         assert one.usable()
     old = stand_still(pair)
     monkeypatch.setattr(link, "SILENT", 0.0)

@@ -21,7 +21,7 @@ from tests.server.checker import judge
 from tests.server.checks import FAULTY
 from tests.server.client import Client, deadline
 from tests.server.dump import Tap
-from tests.server.history import History, Reading
+from tests.server.history import History, Reading, Visitor
 from tests.server.test_kill import KEPT, Beside, ask_at, newcomer, settings
 
 Serve = Callable[..., Server]
@@ -54,12 +54,22 @@ def crowd(server: Server, history: History, tokens: int) -> tuple[list[Reading],
             reading = ask_at(asker, mine, tokens=tokens, rate=40)
             assert reading.status == 200
             readings.append(reading)
-            follow = partial(tab.follow, reading.run_id, connection=tab.client.connect_to(other))
+            follow = partial(arrive, tab, reading.run_id, other)
             if number % 2:
                 readings.append(follow())
             else:
                 later.append(follow)
     return readings, later
+
+
+def arrive(visitor: Visitor, run_id: str, worker: int) -> Reading:
+    """Who comes while a worker is just finding its log again may be sent away, and comes back."""
+    for _ in deadline(60, "the worker to tell of the run"):
+        reading = visitor.follow(run_id, connection=visitor.client.connect_to(worker))
+        if reading.take(1):
+            return reading
+        reading.leave()
+    raise AssertionError
 
 
 def readiness(client: Client, workers: list[HTTPConnection], status: int, words: str = "") -> None:
