@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs import free_port
+from tests.programs import free_port, program
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -86,9 +85,7 @@ def test_each_line_of_gunicorn_s_configuration_stands_in_a_paragraph_that_says_w
 
 
 def test_nginx_understands_its_file(tmp_path: Path) -> None:
-    nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if nginx is None:
-        pytest.skip("nginx is not installed")
+    nginx = program("nginx")
     site = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
     (tmp_path / "site.conf").write_text(site.replace("listen 80;", f"listen 127.0.0.1:{free_port()};"))
     main = "pid P/pid;\nerror_log stderr;\nevents {}\nhttp { access_log off; include P/site.conf; }\n"

@@ -43,10 +43,10 @@ def opened() -> Iterator[Callable[[Path], Database]]:
 
 
 START = """
-import sys, time
+import sys
 from flaskchat.store import migrate
 from flaskchat.store.kinds import open_database
-database = open_database(f"sqlite:///{sys.argv[1]}", timeout=20.0)
+database = open_database(sys.argv[1], timeout=20.0)
 print("ready", flush=True)
 sys.stdin.readline()
 migrate.upgrade(database)
@@ -60,7 +60,7 @@ def test_four_processes_that_start_at_once_on_an_empty_file_agree(
     tmp_path: Path, opened: Callable[[Path], Database]
 ) -> None:
     path = tmp_path / "chat.sqlite3"
-    command = [sys.executable, "-c", START, str(path)]
+    command = [sys.executable, "-c", START, f"sqlite:///{path}"]
     processes = [
         subprocess.Popen(
             command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE

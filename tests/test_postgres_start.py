@@ -18,6 +18,7 @@ from flaskchat.store.schema import metadata
 from tests.backends import Backend, PostgresServer
 from tests.conftest import ROOT
 from tests.rooms import where
+from tests.test_migrations import START
 
 pytestmark = pytest.mark.backends("postgres")
 
@@ -53,20 +54,6 @@ def test_a_start_says_what_is_wrong_and_never_the_password(
         assert "s3cret" not in str(said)
 
 
-START = """
-import sys
-from flaskchat.store import migrate
-from flaskchat.store.kinds import open_database
-database = open_database(sys.argv[1], timeout=20.0)
-print("ready", flush=True)
-sys.stdin.readline()
-migrate.upgrade(database)
-with database.connect(write=False) as connection:
-    print(migrate.version(connection))
-database.close()
-"""
-
-
 def test_processes_that_start_at_once_on_an_empty_database_make_what_the_schema_says(
     backend: Backend, tmp_path: Path
 ) -> None:
@@ -74,14 +61,18 @@ def test_processes_that_start_at_once_on_an_empty_database_make_what_the_schema_
     from alembic.runtime.migration import MigrationContext
 
     url = where(backend, tmp_path)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     processes = [
-        subprocess.Popen([sys.executable, "-c", START, url], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
+        subprocess.Popen(
+            [sys.executable, "-c", START, url], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
         for _ in range(3)
-    ]
+    ]  # fmt: skip
     for process in processes:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     for process in processes:
+        assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     ends = [process.communicate(timeout=60) for process in processes]
@@ -92,7 +83,8 @@ def test_processes_that_start_at_once_on_an_empty_database_make_what_the_schema_
         ours = {"version_table": migrate.VERSION_TABLE, "compare_type": True}
         found = compare_metadata(MigrationContext.configure(connection, opts=ours), metadata)
         assert [one for one in found if "_by_part" not in str(one)] == []
-        indexes = dict(connection.execute(sa.text("SELECT indexname, indexdef FROM pg_indexes")).all())  # type: ignore[arg-type]
+        rows = connection.execute(sa.text("SELECT indexname, indexdef FROM pg_indexes"))
+        indexes: dict[str, str] = {row.indexname: row.indexdef for row in rows}
     database.close()
     assert "state" in indexes["flaskchat_runs_running"].partition("WHERE")[2]
     assert "gin_trgm_ops" in indexes["flaskchat_messages_by_part"]

@@ -169,5 +169,6 @@ def data_of(server: Server | Path) -> Data:
         found = PostgreSQL(server.backend.postgres.url(server.backend.database))
     if server.backend.redis is not None:
         found.repeats = True
+        # in place of the database's own log: everything else is asked of the database as before
         found.log = Streams(server.backend.redis, server.backend.prefix).log  # type: ignore[method-assign]
     return found
