@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from flaskchat import sse
+from flaskchat import runs, sse
 from flaskchat.config import Settings
 from flaskchat.errors import NotFound, Unavailable
 from flaskchat.limits import Visitor
@@ -166,6 +166,31 @@ def test_a_stop_of_a_run_whose_start_died_is_answered(runtime: Runtime, monkeypa
     thread.start()
     for _ in deadline(30, "the Stop in the log"):
         if runtime.database.read(lambda c: c.execute(sa.select(journal.c.id)).all()):
+            break
+    ended(runtime, run_id)
+    thread.join(30)
+    assert answers == ["interrupted"]
+
+
+def test_a_stop_is_told_again_while_the_run_goes_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that fails over may have lost it; and that it cannot be told again is no reason to give up."""
+    monkeypatch.setattr(runs, "STOP_AGAIN", 0.05)
+    announce, told = runtime.pump.log.announce, 0
+
+    def sometimes(entry: Any) -> None:
+        nonlocal told
+        told += 1
+        if told == 2:
+            raise Unavailable("away")
+        announce(entry)
+
+    monkeypatch.setattr(runtime.pump.log, "announce", sometimes)
+    run_id = start_and_die(runtime, monkeypatch, command())
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(runtime.runs.stop(run_id, OWNER).state))
+    thread.start()
+    for _ in deadline(10, "it to be told a third time"):
+        if told >= 3:
             break
     ended(runtime, run_id)
     thread.join(30)
