@@ -116,6 +116,8 @@ class Journal(Rows):
             self._raw = self._connection.connection.driver_connection
             assert self._raw is not None
             self._raw.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            # In kB. Only the end of the journal is asked for: a larger one fills with pages that nobody reads again.
+            self._raw.execute("PRAGMA cache_size = -128")
         return self._raw
 
     def _guard(self, function: Callable[[], T]) -> T:
