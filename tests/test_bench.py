@@ -1,4 +1,4 @@
-"""`flask chat bench` with real processes: its figures, what they say, that nothing is left of it; and tests/bench."""
+"""`flask chat bench` with real processes: its figures, that nothing is left of it; and tests/bench."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from flaskchat.bench import loop, machine, model, project, ramp, show
+from flaskchat.bench import loop, machine, model, project, ramp
 from flaskchat.bench.load import Chunks, quantile
 from flaskchat.bench.processes import CannotMeasure, Child, Server, place, stand_in
 from flaskchat.config import SETTINGS, Settings
@@ -276,85 +275,6 @@ def test_the_host_s_settings_count_but_not_its_data_its_keys_and_its_limits() ->
     assert fields.issuperset((*project.NO_LIMIT, *project.NONE_OF_THEIRS))
     limits = {name for name in fields if "per_" in name}
     assert limits == set(project.NO_LIMIT), "a limit per somebody or per time is switched off for a measurement"
-
-
-def test_steps_double_up_to_what_was_asked_for() -> None:
-    assert list(ramp.sizes(10)) == [10]
-    assert list(ramp.sizes(300)) == [50, 100, 200, 300]
-    assert list(ramp.sizes(400)) == [50, 100, 200, 400]
-
-
-# -- what it says ------------------------------------------------------------------------------------------------------
-
-
-def step(replies: int, p99: float | None = 30.0, **more: Any) -> ramp.Step:
-    values: dict[str, Any] = {
-        "replies": replies, "started": replies, "errors": {}, "seconds": 5.0, "tokens_per_second": 20.0 * replies,
-        "cpu_us_per_token": 25.0, "cpu": 0.95, "memory_kb_per_reply": 40.0, "delay_ms_p50": p99 and p99 / 2,
-        "delay_ms_p99": p99, "first_event_ms_p50": 10.0, "model_cpu": 0.2, "model_lag_ms": 1.0, "client_cpu": 0.2,
-    }  # fmt: skip
-    return ramp.Step(**values | more)
-
-
-@pytest.mark.parametrize(
-    ("last", "ended_by", "says"),
-    [
-        (step(100), "", "with a delay (p99) of 30 ms; no more were asked for."),
-        (step(100, 350.4), "delay", "with a delay (p99) of 30 ms; at 100 it rises to 350 ms, over 200 ms."),
-        (step(100, 350, cpu=0.5), "delay", "computed only 50% of the time then: something else on this machine"),
-        (step(100, 350, cpu=0.7, model_cpu=0.7, client_cpu=0.5), "delay", "took the rest of the 2 cores"),
-        (step(100, model_cpu=0.95), "model", "at 100 the stand-in model came to its own limit"),
-        (step(100, 999, client_cpu=0.95), "client", "at 100 the client that counts came to its own limit"),
-        (step(100, started=90, errors={"status 503": 10}), "refused", "not all could begin (status 503: 10)."),
-        (step(100, None), "delay", "then none came"),
-    ],
-)  # fmt: skip
-def test_the_sentence_says_what_came_to_its_limit(last: ramp.Step, ended_by: str, says: str) -> None:
-    assert ramp.limit_of(last) == ended_by
-    held = 50 if ended_by else 100
-    words = ramp.verdict(ramp.Options(), [step(50), last], held, ended_by or "replies", 2)
-    assert words.startswith(f"One worker holds {held} live replies at 20 tokens/s with a delay (p99) of 30 ms; ")
-    assert says in words
-
-
-def test_a_machine_that_holds_not_even_the_first_step_says_so() -> None:
-    words = ramp.verdict(ramp.Options(workers=2), [step(50, 900, cpu=1.9)], 0, "delay", 4)
-    assert words.startswith("2 workers hold fewer than 50 live replies at 20 tokens/s; there it rises to 900 ms")
-
-
-def report(*steps: ramp.Step) -> ramp.Report:
-    return ramp.Report(
-        options=ramp.Options(), machine=machine.this_machine(), idle_memory_kb=45_000.0, steps=list(steps), held=50,
-        ended_by="delay", verdict="One worker holds 50.", notes=["A note."],
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("ink", [show.BLOCKS, show.ASCII])
-@pytest.mark.parametrize("width", [20, 80, 200])
-def test_the_table_and_the_plot_fit_the_terminal(width: int, ink: show.Ink) -> None:
-    lines = list(show.lines(report(step(50), step(100, 180), step(200, 5000)), width, ink))
-    table, plot = lines[:5], lines[6:-3]
-    assert [row.split()[0] for row in table] == ["live", "replies", "50", "100", "200"]
-    assert len({len(row) for row in table}) == 1
-    assert table[3].split() == ["100", "2,000", "95%", "25.0", "µs", "40", "kB", "90", "ms", "180", "ms"]
-    bars = [line for line in plot if ink.full in line and not line.startswith("Delay")]
-    assert len(bars) == 9
-    assert all(len(bar) <= max(width, 45) for bar in bars)
-    assert ink.mark in bars[6]  # the limit, which 30 ms do not reach
-    assert ">" in bars[8]
-    assert lines[-3:-1] == ["One worker holds 50.", "A note."]
-
-
-def test_what_cannot_be_measured_is_not_drawn() -> None:
-    unknown = step(50, cpu_us_per_token=None, cpu=None, memory_kb_per_reply=None)
-    lines = list(show.lines(report(unknown), 80, show.BLOCKS))
-    assert lines[2].split() == ["50", "1,000", "-", "-", "-", "15", "ms", "30", "ms"]
-    assert not [line for line in lines if line.startswith(("CPU per", "Memory"))]
-
-
-def test_a_terminal_without_blocks_gets_letters() -> None:
-    assert show.ink("utf-8") is show.BLOCKS
-    assert show.ink("ascii") is show.ink(None) is show.ink("no such thing") is show.ASCII
 
 
 # -- the comparison with peers -----------------------------------------------------------------------------------------

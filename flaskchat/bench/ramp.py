@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -26,6 +26,8 @@ FULL = 0.9
 IDLE = 0.5
 """Share of a core below which it is not the worker that came to its limit."""
 FIRST = 50
+NEAR = 1.2
+"""As near as the smallest number that is too many comes to the largest that is not."""
 SETTLE = 0.5
 """Seconds after the last reply of a step began, before anything is counted."""
 CALM = 5.0
@@ -82,21 +84,32 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     idle_memory_kb: float | None
     """Pss of the workers before the first reply."""
     steps: list[Step]
+    """From few replies to many."""
     held: int
-    """Live replies at the last step whose delay was below the limit."""
+    """Live replies at the largest step whose delay was below the limit."""
     ended_by: str
     """What ended the ramp: delay, model, client, refused, descriptors or replies."""
     verdict: str
     notes: list[str]
 
 
-def sizes(most: int) -> Iterator[int]:
-    """Replies of one step after the other: 50, 100, 200, 400 ..., and the last as many as may be."""
-    size = FIRST
-    while size < most:
-        yield size
-        size *= 2
-    yield most
+def sizes(most: int, first: int = FIRST) -> Generator[int, bool, None]:
+    """Replies of one step after the other, to be sent whether the last were too many.
+
+    50, 100, 200, 400 ..., `most` at last; once they are too many, halfway between these and the last that were not.
+    """
+    held, over, size = 0, 0, min(first, most)
+    while True:
+        if (yield size):
+            over = size
+        else:
+            held = size
+        if not over and held < most:
+            size = min(2 * held, most)
+        elif held and over > NEAR * held:
+            size = (held + over) // 2
+        else:
+            return
 
 
 class Bench:
@@ -141,6 +154,25 @@ class Bench:
             client_cpu=counted["cpu_s"] / took,
         )  # fmt: skip
 
+    def ramp(self, most: int, seconds: float, *, first: int = FIRST, workers: int = 1) -> list[Step]:
+        """More and more replies, until they are too many, and how many fewer are not.
+
+        :returns: from few replies to many.
+        """
+        steps: list[Step] = []
+        asked = sizes(most, first)
+        size = next(asked)
+        with contextlib.suppress(StopIteration):
+            while True:
+                step = self.step(size, seconds)
+                if limit_of(step) == "delay" and step.cpu is not None and step.cpu < IDLE * workers:
+                    self.end()  # a worker that hardly computes was held up by something else, which may be over
+                    step = self.step(size, seconds)
+                steps.append(step)
+                size = asked.send(bool(limit_of(step)))
+                self.end()
+        return sorted(steps, key=lambda step: step.replies)
+
     def end(self) -> dict[str, int]:
         """End all replies, as the model does, and wait until nothing is left to do.
 
@@ -164,7 +196,7 @@ def measure(options: Options, host: Settings, say: Say) -> Report:
 
     :raises CannotMeasure: a process did not start or has died.
     """
-    this, steps = machine.this_machine(), []
+    this = machine.this_machine()
     most, ended_by = options.replies, "replies"
     with place() as (folder, stack):
         fits = options.workers * (raise_files() - 200) * 9 // 20  # two descriptors each, as `serving` reckons
@@ -181,18 +213,8 @@ def measure(options: Options, host: Settings, say: Say) -> Report:
         bench.step(options.workers * 4, 0)  # what is loaded with the first replies belongs to none of them
         bench.end()
         bench.idle = machine.memory(server.workers())
-        for size in sizes(most):
-            step = bench.step(size, options.seconds)
-            over = limit_of(step)
-            if over == "delay" and step.cpu is not None and step.cpu < IDLE * options.workers:
-                bench.end()  # a worker that hardly computes was held up by something else, which may be over
-                step = bench.step(size, options.seconds)
-                over = limit_of(step)
-            steps.append(step)
-            if over:
-                ended_by = over
-                break
-            bench.end()
+        steps = bench.ramp(most, options.seconds, workers=options.workers)
+    ended_by = next(filter(None, map(limit_of, steps)), ended_by)
     held = max((step.replies for step in steps if step.in_time), default=0)
     notes = [project.left_alone(host)]
     if steps[-1].cpu is None or bench.idle is None:
@@ -225,7 +247,7 @@ def limit_of(step: Step) -> str:
 
 def verdict(options: Options, steps: list[Step], held: int, ended_by: str, cores: int) -> str:
     """How many live replies a worker holds, and what happened then, in a sentence or two."""
-    last = steps[-1]
+    last = next(filter(limit_of, steps), steps[-1])
     who = "One worker holds" if options.workers == 1 else f"{options.workers} workers hold"
     best = next((step for step in steps if step.replies == held), None)
     if best is None:

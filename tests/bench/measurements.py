@@ -109,22 +109,15 @@ def of_servers(bench: Bench, load: Child, running: Running) -> float | None:
 
 
 def most(bench: Bench, subject: Subject) -> Figures:
-    """Half as many replies more each time, until the delay rises."""
-    best: ramp.Step | None = None
-    size = float(bench.count(400))
-    with subject.running(bench.folder, bench.model_url) as running, bench.warm(running, 20) as (steps, _):
-        while True:
-            step = steps.step(round(size), bench.seconds)
-            if ramp.limit_of(step):
-                break
-            best = step
-            steps.end()
-            size *= 1.5
-            if size > 20 * bench.count(400):
-                break
+    """How many replies are not too many, as near as a fifth."""
+    first = bench.count(400)
+    with subject.running(bench.folder, bench.model_url) as running, bench.warm(running, 20) as (ramps, _):
+        steps = ramps.ramp(20 * first, bench.seconds, first=first)
+    best = max((step for step in steps if not ramp.limit_of(step)), key=lambda step: step.replies, default=None)
+    over = next(filter(ramp.limit_of, steps), None)
     return {
         "tokens/s in time": best.tokens_per_second if best else 0.0, "replies": best.replies if best else 0,
-        P99: best.delay_ms_p99 if best else None, "not in time at": step.replies,
+        P99: best.delay_ms_p99 if best else None, "not in time at": over.replies if over else None,
     }  # fmt: skip
 
 
