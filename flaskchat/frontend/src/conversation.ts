@@ -71,6 +71,7 @@ export class Entry {
 
   /** A run begins that writes this entry, after the text it has. @param timed the page sees it from its beginning. */
   begin(timed = false): void {
+    this.runId = null; // until the server tells it: what was asked may be refused, or taken back
     this.timing = timed ? new Timing() : null;
     this.usage = null;
     this.base = this.text;

@@ -131,6 +131,9 @@ export type SendBody =
   | { action: "regenerate"; message_id: string; request_id: string; model?: string }
   | { action: "continue"; message_id: string; request_id: string };
 
+/** Where a proxy said no by itself, without a problem document. */
+const WORDS: Record<number, string> = { 413: "This is longer than the server takes. Make it shorter." };
+
 /** An answer that says no, as its problem document says it (RFC 9457). */
 export class Problem extends Error {
   readonly status: number;
@@ -143,7 +146,7 @@ export class Problem extends Error {
     const errors = Array.isArray(body["errors"]) ? (body["errors"] as { field?: string; reason?: string }[]) : [];
     const reasons = errors.map(({ field, reason }) => (field ? `${field}: ${reason}` : reason)).join("; ");
     const detail = reasons ? `Not valid: ${reasons}.` : body["detail"];
-    super(typeof detail === "string" && detail ? detail : `The server answered with ${status}.`);
+    super(typeof detail === "string" && detail ? detail : (WORDS[status] ?? `The server answered with ${status}.`));
     this.status = status;
     this.code = typeof body["code"] === "string" ? body["code"] : "";
     this.runId = typeof body["run_id"] === "string" ? body["run_id"] : null;

@@ -189,10 +189,10 @@ export class Session {
   /** Let a stopped or interrupted reply go on where it ended. */
   continue(entry: Entry): void {
     if (!entry.id) return;
-    const { status, words, closedIn, timing, usage } = entry;
+    const { status, runId, words, closedIn, timing, usage } = entry;
     entry.begin();
     const body: SendBody = { action: "continue", message_id: entry.id, request_id: newId() };
-    this.#again(this.conversation, body, entry, () => Object.assign(entry, { status, words, closedIn, timing, usage }));
+    this.#again(this.conversation, body, entry, () => Object.assign(entry, { status, runId, words, closedIn, timing, usage }));
   }
 
   #again(conversation: Conversation, body: Exclude<SendBody, { action: "send" }>, reply: Entry, undo: () => void): void {

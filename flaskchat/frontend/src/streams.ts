@@ -109,6 +109,7 @@ export class Streams {
   ): Promise<void> {
     const { wire, ...options } = this.#options;
     let dropped = false;
+    const named = { title: "" };
     const stream = new RunStream({
       ...what,
       ...options,
@@ -130,7 +131,7 @@ export class Streams {
         if (entry.stopping && stream.runId === null && connection.phase === "waiting") stream.close();
         this.#events.onChange();
       },
-      onEvent: (event) => this.#event(conversation, entry, event, hooks, "ask" in what),
+      onEvent: (event) => this.#event(conversation, entry, event, hooks, "ask" in what, named),
     });
     this.#streams.set(entry, stream);
     const outcome = await stream.run();
@@ -141,7 +142,8 @@ export class Streams {
     this.#events.onChange();
   }
 
-  #event(conversation: Conversation, entry: Entry, event: RunEvent, hooks: Hooks, asked: boolean): void {
+  /** @param named what the conversation was called when the run began, as far as its events have told. */
+  #event(conversation: Conversation, entry: Entry, event: RunEvent, hooks: Hooks, asked: boolean, named: { title: string }): void {
     if (hooks.known) return;
     if (event.event === "start" && hooks.onKnown) {
       const known = conversation.find(event.message_id);
@@ -154,13 +156,15 @@ export class Streams {
     }
     const { reasoning, text } = entry;
     if (event.event === "title") {
-      conversation.title = event.title;
+      // Events are read again after a reload: a title that a person has given since is not taken back by them.
+      if (conversation.title === named.title) conversation.title = event.title;
       this.#events.onRun?.();
     }
     entry.apply(event);
     // The first word of a reply, or of its reasoning, takes away the words that stood in its place.
     const first = (text === entry.base) !== (entry.text === entry.base) || (reasoning === "") !== (entry.reasoning === "");
     if (event.event === "start") {
+      named.title = event.title;
       if (conversation.queue.after === entry && conversation.queue.items.length > 0) conversation.queue.save();
       hooks.onStart?.(event.user_message_id);
       if (hooks.onStart) {

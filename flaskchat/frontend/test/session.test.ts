@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { Conversation } from "../src/conversation.ts";
 import { Kept } from "../src/kept.ts";
 import { Queue } from "../src/queue.ts";
+import type { Message } from "../src/protocol.ts";
 import { endWords, runningWords } from "../src/words.ts";
 import { Harness, data, json, memory, message, sse, start } from "./harness.ts";
 
@@ -25,6 +26,15 @@ test("a question that is not valid is taken back with the server's words", async
   assert.equal(harness.session.problem, "Not valid: message.text.");
   assert.equal(harness.branch.length, 0);
   assert.equal(harness.queue.waiting.length, 0);
+});
+
+test("a question that a proxy finds too long is taken back with words", async () => {
+  const page = new Response("<html>413 Request Entity Too Large</html>", { status: 413, headers: { "Content-Type": "text/html" } });
+  const harness = new Harness({ "POST /chat/conversation": [page] });
+  harness.session.send("My long text");
+  await harness.until(() => harness.session.running === null);
+  assert.deepEqual(harness.returned, ["My long text"]);
+  assert.equal(harness.session.problem, "This is longer than the server takes. Make it shorter.");
 });
 
 test("a question that is refused for now is kept with the server's words", async () => {
@@ -198,6 +208,58 @@ test("going on keeps the text and adds to it", async () => {
   await harness.until(() => harness.session.running === null);
   assert.equal(harness.branch.at(-1)!.text, "One, two");
   assert.deepEqual([harness.calls[1]!.body!["action"], harness.calls[1]!.body!["message_id"]], ["continue", "m_2"]);
+});
+
+const cut = (): Message[] => [message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "One, ", { status: "stopped", run_id: "run_0" })];
+
+test("going on that was not sent yet is taken back by Stop, and the reply is as it was", async () => {
+  const harness = new Harness({ "GET /chat/conversations/c_1": [json(data(cut()))] });
+  await harness.session.open("c_1");
+  const reply = harness.branch.at(-1)!;
+  harness.session.continue(reply);
+  await harness.until(() => reply.connection?.phase === "waiting");
+  harness.session.stop(reply);
+  await harness.until(() => harness.session.running === null);
+  assert.deepEqual([reply.status, reply.runId, reply.text, endWords(reply)], ["stopped", "run_0", "One, ", "Stopped."]);
+  assert.ok(harness.calls.every((call) => !call.line.endsWith("/stop")));
+});
+
+test("going on that is refused leaves the reply as it was, with the server's words", async () => {
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(data(cut()))],
+    "POST /chat/conversation": [json({ detail: "No more today.", code: "quota_exceeded" }, 422)],
+  });
+  await harness.session.open("c_1");
+  harness.session.continue(harness.branch.at(-1)!);
+  await harness.until(() => harness.session.running === null);
+  assert.equal(endWords(harness.branch.at(-1)!), "Stopped.");
+  assert.equal(harness.session.problem, "No more today.");
+});
+
+test("going on that another device has begun is followed", async () => {
+  const now = [cut()[0]!, { ...cut()[1]!, status: "running" as const, run_id: "run_1" }];
+  const harness = new Harness({
+    "GET /chat/conversations/c_1": [json(data(cut())), json(data(now, { running: [{ run_id: "run_1", message_id: "m_2" }] }))],
+    "POST /chat/conversation": [json({ detail: "A reply is being written.", code: "run_in_progress", run_id: "run_1" }, 409)],
+    "GET /chat/runs/run_1/events": [sse([["start", start], ["delta", { text: "two" }], ["done", {}]])],
+  });
+  await harness.session.open("c_1");
+  harness.session.continue(harness.branch.at(-1)!);
+  await harness.until(() => harness.session.running === null && harness.branch.at(-1)!.text === "One, two");
+  assert.equal(harness.branch.at(-1)!.status, "done");
+});
+
+test("a title that was given since is not taken back by the events of a reply that are read again", async () => {
+  for (const [shown, after] of [["Mine", "Mine"], ["T", "Better"]] as const) {
+    const stored = data([message("m_1", null, "user", "Hi"), message("m_2", "m_1", "assistant", "", { status: "running", run_id: "run_1" })], { title: shown, running: [{ run_id: "run_1", message_id: "m_2" }] });
+    const harness = new Harness({
+      "GET /chat/conversations/c_1": [json(stored)],
+      "GET /chat/runs/run_1/events": [sse([["start", start], ["title", { title: "Better" }], ["done", {}]])],
+    });
+    await harness.session.open("c_1");
+    await harness.until(() => harness.session.running === null);
+    assert.equal(harness.session.conversation.title, after);
+  }
 });
 
 test("an unknown conversation is said to be one", async () => {
