@@ -220,7 +220,7 @@ export function framesOf(text: string): { frames: Frame[]; rest: string } {
     if (found < 0) break;
     const end = found + mark.length;
     const frame = text.slice(at, end);
-    frames.push([Number(/^id: (\d{1,15})$/m.exec(frame)?.[1] ?? 0), frame]);
+    frames.push([Number(field(frame, "id")) || 0, frame]);
     at = end;
   }
   return { frames, rest: text.slice(at) };
@@ -229,6 +229,11 @@ export function framesOf(text: string): { frames: Frame[]; rest: string } {
 /** Where a reader at `after` stands once it has read a frame. */
 export function cursorAfter([seq, text]: Frame, after: number): number {
   if (seq > 0) return seq;
-  const reset = /^event: reset\ndata: (.*)$/m.exec(text);
-  return reset ? (JSON.parse(reset[1]!) as { seq: number }).seq : after;
+  if (field(text, "event") !== "reset") return after;
+  return (JSON.parse(field(text, "data") ?? "") as { seq: number }).seq;
+}
+
+/** A field of a frame. Lines end at LF alone: to a regular expression they end at U+2028 as well, which texts may hold. */
+export function field(frame: string, name: string): string | undefined {
+  return frame.split("\n").find((line) => line.startsWith(`${name}: `))?.slice(name.length + 2);
 }

@@ -6,7 +6,7 @@
 import { html, render } from "lit";
 import type { Api } from "./api.ts";
 import { toClipboard } from "./copy.ts";
-import { framesOf } from "./lines.ts";
+import { field, framesOf } from "./lines.ts";
 import type { Frame } from "./lines.ts";
 import type { Wire, WireEntry } from "./wire.ts";
 import css from "./wire-panel.css";
@@ -174,9 +174,9 @@ export class WirePanel {
       this.#add(row("line beat", [["time", time(at)], ["id", ""], ["event", "heartbeat"], ["data", text.trimEnd()], ["size", size]]));
       return;
     }
-    const event = /^event: (.*)$/m.exec(text)?.[1] ?? "";
-    const data = /^data: (.*)$/m.exec(text)?.[1] ?? text;
-    const retry = /^retry: (\d+)$/m.exec(text)?.[1];
+    const event = field(text, "event") ?? "";
+    const data = field(text, "data") ?? text;
+    const retry = field(text, "retry");
     if (event === "start") {
       this.#runId = /"run_id":"([^"]*)"/.exec(data)?.[1] ?? null;
       this.#over = false;

@@ -315,6 +315,16 @@ test("bytes cut anywhere become whole frames, heartbeats among them", () => {
   }
 });
 
+test("a text with the separators of Unicode says nothing about a frame's fields", () => {
+  for (const text of ["a\u2028b", "\u2028id: 99\u2028", "\u2029event: reset\u2029data: {}", "\u0085"]) {
+    const reset = `event: reset\ndata: ${JSON.stringify({ seq: 5, text })}\n\n`;
+    const { frames, rest } = framesOf(`${reset}${frame(6, "delta", { text })}`);
+    assert.deepEqual([frames.map(([seq]) => seq), rest], [[0, 6], ""]);
+    assert.equal(cursorAfter(frames[0]!, 3), 5);
+    assert.equal(cursorAfter(frames[1]!, 5), 6);
+  }
+});
+
 test("nothing but a message is taken for one", () => {
   for (const each of [{ kind: "lead" }, { kind: "here", runs: [] }, { kind: "want", from: "a", run: "b", after: 0 }, { kind: "data", run: "a", frames: [[1, "x"]] }]) {
     assert.ok(isMessage(each), JSON.stringify(each));
