@@ -40,6 +40,25 @@ def test_the_system_prompt_is_kept_with_the_conversation(visit: Visit, chat: Ser
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+def test_selecting_text_beyond_the_dialog_s_edge_does_not_close_it(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    seed(page, "With a prompt")
+    rows(page).first.click()
+    page.get_by_role("button", name="Menu of this conversation").click()
+    page.get_by_role("menuitem", name="System prompt").click()
+    area = page.get_by_role("textbox", name="System prompt")
+    area.fill("Answer in rhymes.")
+    box = area.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 40, box["y"] + 12)
+    page.mouse.down()
+    page.mouse.move(5, box["y"] + 12, steps=5)
+    page.mouse.up()
+    expect(area).to_have_value("Answer in rhymes.")
+    page.mouse.click(5, 5)
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 def test_a_new_conversation_has_its_system_prompt_from_the_first_message(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     sent: list[Any] = []

@@ -9,6 +9,8 @@ export type Body = () => TemplateResult;
 export class Dialogs {
   readonly #context: Context;
   #open: { title: string; body: Body; back: HTMLElement | null } | null = null;
+  /** Where the pointer was pressed last. */
+  #pressed: EventTarget | null = null;
 
   constructor(context: Context) {
     this.#context = context;
@@ -36,7 +38,7 @@ export class Dialogs {
   render(): TemplateResult | typeof nothing {
     if (!this.#open) return nothing;
     const { title, body } = this.#open;
-    return html`<dialog part="dialog" aria-labelledby="dialog-title" @close=${this.#closed} @keydown=${this.#key} @click=${this.#click}>
+    return html`<dialog part="dialog" aria-labelledby="dialog-title" @close=${this.#closed} @keydown=${this.#key} @pointerdown=${this.#press} @click=${this.#click}>
       <div class="dialog">
         <div class="dialog-head">
           <h2 id="dialog-title">${title}</h2>
@@ -58,8 +60,13 @@ export class Dialogs {
   /** The page's keys rest while a dialog is open. */
   readonly #key = (event: KeyboardEvent): void => event.stopPropagation();
 
-  /** A click beside the dialog's content closes it: only what is behind it is the dialog itself. */
+  readonly #press = (event: PointerEvent): void => void (this.#pressed = event.target);
+
+  /**
+   * A click beside the dialog's content closes it: only what is behind it is the dialog itself. It must begin there:
+   * whoever selects text and lets go beside the dialog makes a click of both, which is the dialog's.
+   */
   readonly #click = (event: MouseEvent): void => {
-    if (event.target === this.#element) this.close();
+    if (event.target === this.#element && this.#pressed === this.#element) this.close();
   };
 }
