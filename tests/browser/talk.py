@@ -158,3 +158,15 @@ def wait_for_focus(page: Page, words: str) -> None:
         page.wait_for_timeout(20)
         if words in focused(page):
             return
+
+
+def exists(page: Page, identifier: str) -> bool:
+    origin = "/".join(page.url.split("/")[:3])
+    status = page.request.get(f"{origin}/conversations/{identifier}").status
+    assert status in (200, 404)
+    return status == 200
+
+
+def stop_the_clock(page: Page) -> None:
+    """From now on the page's time, where it is installed, goes on by `fast_forward` alone."""
+    page.clock.pause_at(page.evaluate("Date.now()") + 1000)

@@ -36,6 +36,11 @@ export class ConversationList {
     return this.items.find((item) => item.id === id);
   }
 
+  /** Whether it was deleted here. */
+  gone(id: string): boolean {
+    return this.#gone.has(id);
+  }
+
   /** Read the first page again; what was loaded after it stays. */
   async refresh(): Promise<void> {
     const asking = ++this.#asking;

@@ -88,7 +88,7 @@ export class Panels {
     this.picker = new ModelPicker(context);
     this.dialogs = new Dialogs(context);
     this.search = new Search(context, (item) => this.row(item));
-    this.rename = new Rename(context, notice);
+    this.rename = new Rename(context, notice, this.search);
     this.deletions = new Deletions(context, notice);
   }
 

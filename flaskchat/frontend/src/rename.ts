@@ -3,6 +3,7 @@
 import { html } from "lit";
 import type { TemplateResult } from "lit";
 import type { Context, Notice } from "./panels.ts";
+import type { Search } from "./search.ts";
 import { why } from "./why.ts";
 
 /** Characters; the server takes no more. */
@@ -13,11 +14,13 @@ type Where = "row" | "header";
 export class Rename {
   readonly #context: Context;
   readonly #notice: (notice: Notice) => void;
+  readonly #search: Search;
   #at: { id: string; before: string; where: Where } | null = null;
 
-  constructor(context: Context, notice: (notice: Notice) => void) {
+  constructor(context: Context, notice: (notice: Notice) => void, search: Search) {
     this.#context = context;
     this.#notice = notice;
+    this.#search = search;
   }
 
   begin(id: string, title: string, where: Where): void {
@@ -79,6 +82,7 @@ export class Rename {
   }
 
   #take(id: string, title: string): void {
+    this.#search.retitle(id, title);
     this.#context.list.retitle(id, title);
     this.#context.changed(id, { title });
   }

@@ -22,7 +22,7 @@ export class Search {
   readonly #row: (item: ConversationItem) => TemplateResult | null;
   /** What was looked for; its results are shown. */
   #query = "";
-  #items: ConversationItem[] = [];
+  #found: ConversationItem[] = [];
   #next: string | null = null;
   #state: "asking" | "found" | "failed" = "found";
   #words = "";
@@ -34,8 +34,22 @@ export class Search {
     this.#row = row;
   }
 
+  /** What was found, without what was deleted since. */
+  get #items(): ConversationItem[] {
+    return this.#found.filter((item) => !this.#context.list.gone(item.id));
+  }
+
   get #input(): HTMLInputElement | null {
     return this.#context.host.renderRoot.querySelector(".search");
+  }
+
+  find(id: string): ConversationItem | undefined {
+    return this.#items.find((item) => item.id === id);
+  }
+
+  /** A conversation has been given another title here. */
+  retitle(id: string, title: string): void {
+    this.#found = this.#found.map((item) => (item.id === id ? { ...item, title } : item));
   }
 
   /** The input's text has changed. */
@@ -58,7 +72,7 @@ export class Search {
     clearTimeout(this.#timer);
     this.#asking?.abort();
     this.#query = "";
-    this.#items = [];
+    this.#found = [];
     this.#next = null;
     if (input) {
       if (input.value) input.value = "";
@@ -101,8 +115,8 @@ export class Search {
     try {
       const page = await this.#context.api().conversations(cursor, query, asking.signal);
       if (asking.signal.aborted) return;
-      const known = new Set(this.#items.map((item) => item.id));
-      this.#items = cursor ? [...this.#items, ...page.items.filter((item) => !known.has(item.id))] : page.items;
+      const known = new Set(this.#found.map((item) => item.id));
+      this.#found = cursor ? [...this.#found, ...page.items.filter((item) => !known.has(item.id))] : page.items;
       this.#next = page.next_cursor;
       this.#state = "found";
       const count = this.#items.length;
@@ -120,11 +134,12 @@ export class Search {
   render(): TemplateResult | null {
     const query = this.#query;
     if (!query) return null;
+    const items = this.#items;
     const shown = this.#context.shown().id;
     return html`
       <ul aria-label="Found">
         ${repeat(
-          this.#items,
+          items,
           (item) => item.id,
           (item) => html`<li>
             ${this.#row(item) ??
@@ -134,9 +149,9 @@ export class Search {
       </ul>
       ${this.#state === "failed"
         ? html`<p class="note">The search failed. ${this.#words} <button @click=${() => void this.#ask(query)}>Try again</button></p>`
-        : this.#state === "asking" && this.#items.length === 0
+        : this.#state === "asking" && items.length === 0
           ? html`<p class="note">Searching…</p>`
-          : this.#items.length === 0
+          : items.length === 0
             ? html`<p class="note">Nothing found for “<bdi>${query}</bdi>”. <button @click=${this.#all}>Show all</button></p>`
             : this.#next
               ? html`<button class="more" @click=${() => void this.#ask(query, this.#next)}>More that have it</button>`

@@ -150,7 +150,8 @@ export class Sidebar {
     const links = [...(row.getRootNode() as ShadowRoot).querySelectorAll<HTMLElement>(".rows a")];
     const at = links.indexOf(row);
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: links.length - 1 }[event.key];
-    const item = this.#list.find(row.dataset["id"] ?? "");
+    const id = row.dataset["id"] ?? "";
+    const item = this.#list.find(id) ?? this.#actions.panels()?.search.find(id);
     if (to !== undefined) {
       (links[to] ?? (to < 0 ? links[0]!.closest(".side")!.querySelector<HTMLElement>(".search") : null))?.focus();
     } else if (event.key === "Escape" && this.#actions.panels()?.search.clear()) {
