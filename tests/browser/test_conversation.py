@@ -132,6 +132,32 @@ def test_an_edit_that_is_left_changes_nothing(visit: Visit, chat: Server) -> Non
     assert len(stored(page)["messages"]) == 2
 
 
+def test_an_edit_that_was_not_sent_is_there_again_when_the_message_is_edited(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url)
+    ask(page, "First", text="Reply one")
+    is_over(page)
+    edit_button = page.get_by_role("button", name="Edit")
+    area = page.get_by_label("Edit your message")
+    page.locator(".message.user").hover()
+    edit_button.click()
+    area.fill("A long thought")
+    page.keyboard.press("Alt+n")
+    expect(page.get_by_text("What would you like to know?")).to_be_visible()
+    page.go_back()
+    page.locator(".message.user").hover()
+    edit_button.click()
+    expect(area).to_have_value("A long thought")
+    area.press("End")
+    area.press_sequentially(", and more")
+    page.reload()
+    page.locator(".message.user").hover()
+    edit_button.click()
+    expect(area).to_have_value("A long thought, and more")
+    area.press("Escape")
+    edit_button.click()
+    expect(area).to_have_value(re.compile("^First "))
+
+
 def test_regenerating_makes_a_sibling_and_the_arrows_lead_back(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ask(page, "Say it", tokens=8, rate=0)

@@ -43,12 +43,12 @@ export class Composer {
   #disabled = false;
   #composing = false;
   #conversation: string | null | undefined = undefined;
-  readonly #drafts: Drafts;
+  readonly #drafts: Drafts<string>;
 
   constructor(host: ReactiveControllerHost & { renderRoot: ParentNode }, actions: ComposerActions) {
     this.#host = host;
     this.#actions = actions;
-    this.#drafts = new Drafts(actions.kept);
+    this.#drafts = new Drafts(actions.kept, "draft");
   }
 
   get #area(): HTMLTextAreaElement | null {
@@ -71,9 +71,9 @@ export class Composer {
 
   /** The new conversation has its id: the draft goes with it. */
   named(id: string): void {
-    this.#drafts.keep(null, "");
+    this.#drafts.keep(null, null);
     this.#conversation = id;
-    this.#drafts.keep(id, this.#text);
+    this.#drafts.keep(id, this.#text || null);
   }
 
   render(state: ComposerState): TemplateResult {
@@ -81,7 +81,7 @@ export class Composer {
     this.#disabled = state.disabled !== "";
     if (this.#conversation !== state.conversation) {
       this.#conversation = state.conversation;
-      this.#text = this.#drafts.of(state.conversation);
+      this.#text = this.#drafts.of(state.conversation) ?? "";
       void this.#host.updateComplete.then(() => this.#grow());
     }
     const written = this.#text.trim() !== "";
@@ -159,7 +159,7 @@ export class Composer {
     const before = Boolean(this.#text.trim());
     this.#text = text;
     if (area && area.value !== text) area.value = text;
-    this.#drafts.keep(this.#conversation ?? null, text);
+    this.#drafts.keep(this.#conversation ?? null, text || null);
     this.#grow();
     if (before !== Boolean(text.trim())) this.#host.requestUpdate();
   }

@@ -147,6 +147,7 @@ export class FlaskChatElement extends LitElement {
     view: (entry) => this.#drawing.view(entry),
     follower: () => this.#follower,
     copy: (text, button) => void this.#copy(text, button),
+    kept: () => this.#kept,
     home: () => this.#shell.home(),
   });
 
@@ -209,7 +210,7 @@ export class FlaskChatElement extends LitElement {
     super.disconnectedCallback();
     for (const [target, type, listener] of this.#listeners) target.removeEventListener(type, listener);
     this.#session.close();
-    this.#composer.flush();
+    for (const writing of [this.#composer, this.#thread]) writing.flush();
     this.#following.close();
     this.#news.close();
     this.#wire.close();
@@ -223,7 +224,7 @@ export class FlaskChatElement extends LitElement {
     [document, "visibilitychange", () => this.#looked()],
     [window, "focus", () => this.#looked()],
     [window, "storage", (event) => this.#session.sending.stored((event as StorageEvent).key)],
-    [window, "pagehide", () => (this.#composer.flush(), this.#news.close(), leave(this.#kept, this.#shown))],
+    [window, "pagehide", () => (this.#composer.flush(), this.#thread.flush(), this.#news.close(), leave(this.#kept, this.#shown))],
     [window, "pageshow", () => (this.#news.open(), this.#looked())],
     [window.visualViewport ?? window, "resize", () => this.page && fitToView(this)],
     [window, "popstate", () => this.page && this.#show(this.#idOf(location.pathname))],

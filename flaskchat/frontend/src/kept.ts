@@ -39,7 +39,7 @@ export class Kept {
 
   /** The conversation is gone. */
   forget(conversation: string): void {
-    for (const name of ["draft", "queue", "times"]) this.write(name, conversation, null);
+    for (const name of ["draft", "edit", "queue", "times"]) this.write(name, conversation, null);
   }
 
   /** @param value null: nothing any more. */

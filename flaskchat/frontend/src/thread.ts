@@ -4,8 +4,10 @@ import { html, nothing } from "lit";
 import type { LitElement, TemplateResult } from "lit";
 import { repeat } from "lit/directives/repeat.js";
 import type { Conversation, Entry } from "./conversation.ts";
+import { Drafts } from "./drafts.ts";
 import type { EditorActions } from "./editor.ts";
 import { back, on } from "./icons.ts";
+import type { Kept } from "./kept.ts";
 import type { ReplyView } from "./message.ts";
 import type { Item } from "./queue.ts";
 import type { Follower } from "./scroll.ts";
@@ -17,6 +19,7 @@ export interface ThreadActions {
   view: (entry: Entry) => ReplyView;
   follower: () => Follower | null;
   copy: (text: string, button: HTMLElement) => void;
+  kept: () => Kept;
   /** Put the focus where it is never wrong. */
   home: () => void;
 }
@@ -31,6 +34,9 @@ export class Thread {
   readonly #actions: ThreadActions;
   /** The question or waiting message that is being edited. */
   #editing: Entry | Item | null = null;
+  /** What its editor began with: its text, or what was written there when the page or the conversation was left. */
+  #before = "";
+  readonly #edits: Drafts<{ id: string; text: string }>;
   #shown: Conversation | null = null;
   readonly #detailed = new Set<Entry>();
   #extras: Extras | null = null;
@@ -38,6 +44,12 @@ export class Thread {
   constructor(host: Host, actions: ThreadActions) {
     this.#host = host;
     this.#actions = actions;
+    this.#edits = new Drafts(actions.kept, "edit");
+  }
+
+  /** Keep what is written: the page may go away. */
+  flush(): void {
+    this.#edits.flush();
   }
 
   render(branch: readonly Entry[]): TemplateResult {
@@ -64,7 +76,7 @@ export class Thread {
     return html`<article class="message user" aria-label="You" data-key=${entry.key}>
       <h2 class="unseen">You</h2>
       ${editing && this.#extras
-        ? this.#extras.editor(entry.text, "Edit your message", this.#editor(entry))
+        ? this.#extras.editor(this.#before, "Edit your message", this.#editor(entry))
         : html`<div class="bubble" part="question" dir="auto">${entry.text}</div>
             <div class="actions">
               ${this.#walk(entry)}
@@ -169,7 +181,7 @@ export class Thread {
       queued: "Queued. It is sent when the reply has ended.",
     }[waits];
     if (this.#editing?.id === item.id && this.#extras) {
-      return html`<div class="user">${this.#extras.editor(item.text, "Edit the waiting message", this.#editor(item))}</div>`;
+      return html`<div class="user">${this.#extras.editor(this.#before, "Edit the waiting message", this.#editor(item))}</div>`;
     }
     return html`<div class="user waiting" role="group" aria-label="Not sent yet">
       <div class="bubble" dir="auto">${item.text}</div>
@@ -193,10 +205,11 @@ export class Thread {
   }
 
   #editor(what: Entry | Item): EditorActions {
-    const { sending } = this.#actions.session();
+    const { sending, conversation } = this.#actions.session();
     const entry = "key" in what ? what : null;
     const done = (): void => {
       this.#editing = null;
+      this.#edits.keep(conversation.id, null);
       sending.hold(null);
       this.#host.requestUpdate();
       void this.#host.updateComplete.then(() => {
@@ -207,6 +220,7 @@ export class Thread {
     };
     return {
       note: entry ? "What was said before is kept: this becomes another version." : "",
+      written: (text) => this.#edits.keep(conversation.id, { id: what.id!, text }),
       send: (text) => {
         if (!entry) sending.edit(what as Item, text);
         else {
@@ -224,6 +238,8 @@ export class Thread {
     sending.hold("key" in what ? null : what.id);
     if (!(await this.#load())) return sending.hold(null);
     if (conversation !== this.#shown) return;
+    const left = this.#edits.of(conversation.id);
+    this.#before = left && left.id === what.id ? left.text : what.text;
     this.#editing = what;
     this.#host.requestUpdate();
     await this.#host.updateComplete;

@@ -209,13 +209,13 @@ test("what was written in a conversation is there again for who signs in again, 
 });
 
 test("a draft is kept per conversation, and gone at once when it was sent", () => {
-  const drafts = new Drafts(() => kept);
+  const drafts = new Drafts<string>(() => kept, "draft");
   const kept = new Kept("", memory());
   drafts.keep("c_1", "one");
   drafts.keep("c_2", "two");
   drafts.flush();
-  assert.deepEqual([drafts.of("c_1"), drafts.of("c_2"), drafts.of(null)], ["one", "two", ""]);
-  drafts.keep("c_1", "");
+  assert.deepEqual([drafts.of("c_1"), drafts.of("c_2"), drafts.of(null)], ["one", "two", null]);
+  drafts.keep("c_1", null);
   assert.equal(kept.read("draft", "c_1"), null);
 });
 
