@@ -17,6 +17,7 @@ from .errors import FlaskChatError, ModelError
 from .feed import Feed
 from .models import Delta, Done, Request, Title, Turn, visible
 from .providers.base import Provider, Source
+from .store.begin import title_of
 from .store.sql import Store
 
 logger = logging.getLogger("flaskchat")
@@ -88,6 +89,8 @@ class Titles:
         begun = feed.begun
         if len(begun.turns) != 1 or begun.partial:
             return
+        if begun.title != title_of(begun.turns[0].text):
+            return  # it has a better one already, which may be a person's: this is another answer to its first question
         provider, name = self._resolve(begun.model)
         if not getattr(provider, "writes_titles", False):
             return

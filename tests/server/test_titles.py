@@ -1,6 +1,7 @@
 """A conversation's title: at once from the question, then from the model, and never over a person's own."""
 
 import json
+import uuid
 from collections.abc import Callable
 
 import pytest
@@ -40,6 +41,25 @@ def test_a_title_that_a_person_gave_meanwhile_stays(titled: Client, model: Runni
         if model.stats("mine")["finished"] == 2 and not titled.json(f"/conversations/{conversation}")["running"]:
             break
     assert titled.json(f"/conversations/{conversation}")["title"] == "Mine"
+
+
+def test_another_answer_to_the_first_question_leaves_a_persons_title_alone(titled: Client, model: Running) -> None:
+    stream = titled.send(json.dumps({"tag": "again", "text": "Another title"}))
+    start = json.loads(stream.take(1)[0].data)
+    stream.rest()
+    path = f"/conversations/{start['conversation_id']}"
+    for _ in deadline(30, "the title of the model"):
+        if titled.json(path)["title"] == "Another title":
+            break
+    assert titled.request("PATCH", path, {"title": "Mine"}).status == 200
+    before = model.stats("again")["posts"]
+    again = {"action": "regenerate", "message_id": start["message_id"], "request_id": str(uuid.uuid4())}
+    titled.request("POST", "/conversation", again).rest()
+    for _ in deadline(30, "the end of the second answer"):
+        if not titled.json(path)["running"]:
+            break
+    assert model.stats("again")["posts"] == before + 1, "a title was asked for, which nobody needs"
+    assert titled.json(path)["title"] == "Mine"
 
 
 @pytest.mark.parametrize("fault", ["silent-before-head", "silent-before-first-token"])
