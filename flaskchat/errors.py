@@ -221,6 +221,12 @@ class ModelTimeout(ModelError):
     message = "The model stayed silent for too long."
 
 
+class ModelTooSlow(ModelTimeout):
+    """It has not been silent: the reply as a whole has taken longer than one may."""
+
+    message = "The reply took longer than a reply may take. What it had written is kept."
+
+
 class ModelClosedEarly(ModelError):
     code = "model_closed_early"
     message = "The connection to the model broke off. What it had written is kept."
@@ -267,7 +273,7 @@ def problem_codes() -> dict[int, list[str]]:
 
 def model_codes() -> list[str]:
     """Every code that an `error` event of ours can have. A Python model may raise a ModelError with one of its own."""
-    return [kind.code for kind in _all(ModelError)]
+    return list(dict.fromkeys(kind.code for kind in _all(ModelError)))
 
 
 def _all(kind: type[Kind]) -> Iterator[type[Kind]]:

@@ -17,7 +17,16 @@ from typing import Protocol
 
 from . import metrics, tasks
 from .config import Settings
-from .errors import ModelBusy, ModelError, ModelTimeout, ModelUnreachable, NotFound, ReplyNotKept, Unavailable
+from .errors import (
+    ModelBusy,
+    ModelError,
+    ModelTimeout,
+    ModelTooSlow,
+    ModelUnreachable,
+    NotFound,
+    ReplyNotKept,
+    Unavailable,
+)  # fmt: skip
 from .feed import Feed
 from .live import Live, LiveRun
 from .log.base import Stop, clock
@@ -317,15 +326,15 @@ class Runs:
             if refused is not None and now - refused > GIVE_UP:
                 self.end(feed, feed.blame(ReplyNotKept(f"the log could not be used for {GIVE_UP:g} s")))
                 continue
-            detail = None
+            late: ModelTimeout | None = None
             if now - feed.started_at > s.run_timeout:
-                detail = f"the reply took more than {s.run_timeout:g} s"
+                late = ModelTooSlow(f"the reply took more than {s.run_timeout:g} s")
             elif not feed.heard and now - feed.started_at > s.first_byte_timeout:
-                detail = f"nothing came within {s.first_byte_timeout:g} s"
+                late = ModelTimeout(f"nothing came within {s.first_byte_timeout:g} s")
             elif feed.heard and now - feed.heard_at > s.gap_timeout and self._pump.unavailable_since is None:
-                detail = f"silent for {s.gap_timeout:g} s"
-            if detail is not None:
-                self.end(feed, feed.blame(ModelTimeout(detail)))
+                late = ModelTimeout(f"silent for {s.gap_timeout:g} s")
+            if late is not None:
+                self.end(feed, feed.blame(late))
             elif self._drain_until is not None and now >= self._drain_until:
                 self.end(feed, Interrupted(LEAVING))
         if self._titles is not None:

@@ -155,6 +155,19 @@ def test_a_retry_waits_as_long_as_retry_after_says(server: Server, model: Runnin
     assert_asked(model, directive, 2)
 
 
+def test_a_reply_that_takes_too_long_is_not_called_silent(serve: Callable[..., Server], model: Running) -> None:
+    server = serve(
+        {"FLASKCHAT_MODEL": "openai:fake", "FLASKCHAT_OPENAI_BASE_URL": model.base_url, "FLASKCHAT_RUN_TIMEOUT": "1"}
+    )
+    found = server.client().send(json.dumps({"tokens": 1000, "rate": 20})).rest()
+    assert found[-1].event == "error"
+    said = json.loads(found[-1].data)
+    assert said["code"] == "model_timeout"
+    assert said["message"] == errors.ModelTooSlow.message
+    assert "silent" not in said["message"]
+    assert text(found), "what it had written is kept"
+
+
 def test_nobody_listens_at_the_model_s_address(serve: Callable[..., Server]) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
