@@ -77,6 +77,16 @@ def test_the_times_fit_into_one_another(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["max_requests"] == 0
 
 
+def test_a_command_under_systemd_has_the_settings_of_the_service() -> None:
+    unit = (DEPLOY / "flaskchat.service").read_text(encoding="utf-8")
+    guide = (DEPLOY / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    (command,) = re.findall(r"^systemd-run .*", guide, re.M)
+    settings = re.findall(r"^Environment=(FLASKCHAT_\S+)$", unit, re.M)
+    assert len(settings) > 1
+    assert re.findall(r" -E (\S+)", command) == settings
+    assert f"-p EnvironmentFile={re.findall('^EnvironmentFile=(.*)', unit, re.M)[0]} " in command
+
+
 def test_each_line_of_gunicorn_s_configuration_stands_in_a_paragraph_that_says_why() -> None:
     code = (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8").partition("monkey.patch_all()")[2]
     paragraphs = [found for found in re.split(r"\n\n+", code) if re.search(r"^\w+(, \w+)* = ", found, re.M)]
