@@ -34,9 +34,9 @@ from .limits import Limits, Visitor, bound
 from .live import CHUNK, Live, LiveRun
 from .log.base import Leave, LogUnavailable, clock
 from .models import Reset
+from .past import Past, unreadable
 from .pump import Pump
 from .reader import Reader
-from .replay import Replay
 from .store.sql import Store
 
 KEEP_ENDED = 10.0
@@ -77,6 +77,7 @@ class Readers:
         self._silent: dict[str, int] = {}
         """Others' runs that are followed here, and how far they had come when they were looked after last."""
         self._loading = tasks.Lock()
+        self._past = Past(pump, store)
         self.metrics.set(metrics.STREAMS_CAPACITY, capacity)
         pump.checks.append(self.check)
         pump.busy = lambda: bool(self._open)
@@ -139,10 +140,11 @@ class Readers:
         if run is None:
             return self._finished(run_id, cursor, visitor)
         if cursor is not None and cursor > run.last_seq and not self._caught_up(run):
-            raise _unreadable()  # the cursor may be right
+            raise unreadable()  # the cursor may be right
         if cursor is None or cursor > run.last_seq:
-            reset = self._reset(run)
-            return self.attach(run, reset.seq, visitor, first=sse.encode_reset(reset))
+            with self._entered(run_id, visitor):  # first: a reset is dear, and may be asked for in any number
+                reset = self._past.reset(run)
+                return self.attach(run, reset.seq, visitor, first=sse.encode_reset(reset))
         if run.ended and cursor == run.last_seq:
             return None
         # With nothing to say yet, say that the connection stands: the response's head goes out with its first bytes.
@@ -150,11 +152,11 @@ class Readers:
 
     def attach(self, run: LiveRun, cursor: int, visitor: Visitor, *, first: bytes = b"") -> Reader:
         """:raises TooMany: the visitor has no place yet, and there is none."""
-        self._limits.enter_again(visitor, lambda: self._make_room(run.run_id, visitor))
-        retry = sse.retry(int(self._retry * 1000 * random.uniform(0.5, 1.5)))
-        reader = Reader(self, run, cursor, retry, first, visitor)
-        self.pump.attend(run, reader)
-        self._open.add(reader)
+        with self._entered(run.run_id, visitor):
+            retry = sse.retry(int(self._retry * 1000 * random.uniform(0.5, 1.5)))
+            reader = Reader(self, run, cursor, retry, first, visitor)
+            self.pump.attend(run, reader)
+            self._open.add(reader)
         self.metrics.add(metrics.STREAMS_OPENED)
         self.metrics.set(metrics.STREAMS_OPEN, len(self._open))
         if visitor.sock is not None:
@@ -162,6 +164,19 @@ class Readers:
         if visitor.since < self._signed_out.get(visitor.owner, 0.0):  # while the request was on its way
             reader.leave()
         return reader
+
+    @contextlib.contextmanager
+    def _entered(self, run_id: str, visitor: Visitor) -> Iterator[None]:
+        """Take the visitor's places, unless it has them, and give them back where what is done for it fails.
+
+        :raises TooMany:
+        """
+        self._limits.enter_again(visitor, lambda: self._make_room(run_id, visitor))
+        try:
+            yield
+        except BaseException:
+            visitor.release()
+            raise
 
     def detach(self, reader: Reader) -> None:
         """It has ended."""
@@ -243,12 +258,12 @@ class Readers:
 
     def _load(self, run_id: str, came: bool) -> LiveRun:
         if not came:
-            raise _unreadable()
+            raise unreadable()
         run = self._live.loading(run_id)
         try:
             self._live.loaded(run, self.pump.read(run_id))
         except LogUnavailable:
-            raise _unreadable() from None
+            raise unreadable() from None
         finally:
             if run.held is not None:  # it could not be read, or whoever read it was killed
                 self._live.drop(run)
@@ -275,7 +290,8 @@ class Readers:
             # The terminal event follows the reset, so that whoever lost its place still learns how the run ended.
             start = frames.rfind(b"\n\nid: ") + 2
             last = int(frames[start + 4 : frames.index(b"\n", start)])
-            first = sse.encode_reset(Reset(last - 1, self._text([frames])))
+            with self._entered(run_id, visitor):
+                first = sse.encode_reset(Reset(last - 1, self._past.text(frames)))
         run = LiveRun(run_id, own=True)
         run.extend([frames[at : at + CHUNK] for at in range(start, len(frames), CHUNK)], True)
         self.pump.poller.ring()  # an idle pump looks at its readers seldom
@@ -290,37 +306,11 @@ class Readers:
             tasks.sleep(0.05)
         return came and (not run.own or self.pump.unavailable_since is None)
 
-    def _reset(self, run: LiveRun) -> Reset:
-        """:raises Unavailable: what memory has let go of is not to be had."""
-        seq = run.last_seq  # before the log is read: the run goes on meanwhile
-        try:
-            past = self._past(run)[:seq]
-        except LogUnavailable:
-            past = []
-        if len(past) < seq:
-            raise _unreadable()
-        return Reset(seq, self._text(past))
-
-    def _text(self, frames: list[bytes]) -> str:
-        """Read off the hub: a reply of some minutes takes longer than it may be held."""
-        return self._store.database.offload(lambda: Replay(frames).text)
-
-    def _past(self, run: LiveRun) -> list[bytes]:
-        """The run's frames from the first one on; fewer than there were when some have left the log."""
-        if run.base == 0:
-            return run.frames
-        past: list[bytes] = []
-        for entry in self.pump.read(run.run_id):
-            if entry.seq > len(past) + 1:
-                break
-            past.extend(entry.frames[len(past) + 1 - entry.seq :])
-        return past
-
     def from_log(self, reader: Reader) -> bytes:
         """Events that memory has let go of."""
         run = reader.run
         try:
-            past = self._past(run)[reader.cursor : run.base]
+            past = self._past.frames(run)[reader.cursor : run.base]
         except LogUnavailable:
             past = []
         if not past:  # who comes back finds the run anew, or its end in the store
@@ -385,10 +375,6 @@ class Readers:
             self.parting = True
             for reader in tuple(self._open):
                 reader.wake()
-
-
-def _unreadable() -> Unavailable:
-    return Unavailable("Replies cannot be read at the moment.", code="log_unavailable", retry_after=2)
 
 
 def _cursor(last_event_id: str | None) -> int | None:

@@ -21,7 +21,7 @@ ROOMS = (
     # an operator's commands
     "transfer", "audit", "backup",
     # the life of a run, in one worker
-    "runtime", "forget", "runs", "titles", "rechecks", "readers", "reader", "bodies", "limits", "sweep",
+    "runtime", "forget", "runs", "titles", "rechecks", "readers", "past", "reader", "bodies", "limits", "sweep",
     # the tick
     "pump", "finisher", "feed", "ear", "live", "poller", "replay", "metrics", "server", "outlet", "watch", "nodes",
     "places",
