@@ -150,13 +150,17 @@ class Runs:
             self._titles.drop(begun.conversation_id)
         feed = self._feed(begun, self._live.add(LiveRun(begun.run_id, own=True)))
         self._pump.add(feed)
-        if self.on_started is not None:
-            self.on_started(feed)
         stopped_at = self._early_stops.pop(begun.run_id, None)
+        try:
+            if self.on_started is not None:
+                self.on_started(feed)
+            if stopped_at is None:
+                tasks.spawn(self._open, feed, name="flaskchat-open")
+        except Exception as error:  # no thread is to be had, in a server of threads: nobody would ask the model
+            logger.exception("run %s: it could not be started", begun.run_id)
+            self.end(feed, feed.blame(ModelError(f"it could not be started: {error}")))
         if stopped_at is not None:
             self.end(feed, Stopped(), stopped_at)
-        else:
-            tasks.spawn(self._open, feed, name="flaskchat-open")
         return begun, feed.live
 
     def _feed(self, begun: Begun, live: LiveRun) -> Feed:
@@ -300,9 +304,12 @@ class Runs:
         self._early_stops[stop.run_id] = stop.here()
         feed = self._pump.feeds.get(stop.run_id)
         if feed is not None:
-            # Not in the pump's own task: closing a generator may wait a moment.
-            tasks.spawn(self.end, feed, Stopped(), stop.here())
+            self._end_beside(feed, Stopped(), stop.here())
             self._early_stops.pop(stop.run_id, None)
+
+    def _end_beside(self, feed: Feed, terminal: Terminal, asked_at: float | None = None) -> None:
+        """Not in the pump's own task: closing a generator may wait a moment, and there may be hundreds of them."""
+        tasks.spawn(self.end, feed, terminal, asked_at)
 
     def fenced(self, lease: Lease) -> None:
         """The lease is lost: forget what was under it, and take another."""
@@ -323,20 +330,19 @@ class Runs:
             if feed.over():
                 continue
             refused = self._pump.unavailable_since
+            late: ModelError | None = None
             if refused is not None and now - refused > GIVE_UP:
-                self.end(feed, feed.blame(ReplyNotKept(f"the log could not be used for {GIVE_UP:g} s")))
-                continue
-            late: ModelTimeout | None = None
-            if now - feed.started_at > s.run_timeout:
+                late = ReplyNotKept(f"the log could not be used for {GIVE_UP:g} s")
+            elif now - feed.started_at > s.run_timeout:
                 late = ModelTooSlow(f"the reply took more than {s.run_timeout:g} s")
             elif not feed.heard and now - feed.started_at > s.first_byte_timeout:
                 late = ModelTimeout(f"nothing came within {s.first_byte_timeout:g} s")
             elif feed.heard and now - feed.heard_at > s.gap_timeout and self._pump.unavailable_since is None:
                 late = ModelTimeout(f"silent for {s.gap_timeout:g} s")
             if late is not None:
-                self.end(feed, feed.blame(late))
+                self._end_beside(feed, feed.blame(late))
             elif self._drain_until is not None and now >= self._drain_until:
-                self.end(feed, Interrupted(LEAVING))
+                self._end_beside(feed, Interrupted(LEAVING))
         if self._titles is not None:
             self._titles.check(now)
         for run_id, asked_at in list(self._early_stops.items()):

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from flaskchat import runs, sse
+from flaskchat import runs, sse, tasks
 from flaskchat.config import Settings
 from flaskchat.errors import NotFound, Unavailable
+from flaskchat.feed import Feed
 from flaskchat.limits import Visitor
 from flaskchat.providers.registry import Registry
 from flaskchat.runtime import Runtime
@@ -233,6 +234,58 @@ def test_a_run_ends_though_whoever_stops_it_is_killed_while_its_model_is_closed(
         if state(runtime, begun.run_id) != "running":
             break
     assert state(runtime, begun.run_id) == "stopped"
+
+
+def said(runtime: Runtime, run_id: str) -> Feed:
+    """The run, once its model has said its word."""
+    feed = runtime.pump.feeds[run_id]
+    for _ in deadline(30, "the first word"):
+        if feed.live.last_seq == 2:
+            break
+    return feed
+
+
+def test_models_that_take_their_time_to_close_hold_up_no_other_reply(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = said(runtime, runtime.runs.start(OWNER, command())[0].run_id)
+    closed = threading.Event()
+
+    def close() -> bool:
+        return closed.wait(60)
+
+    monkeypatch.setattr(slow.source, "close", close)
+    slow.started_at -= 10_000  # far beyond any reply's time
+    for _ in deadline(30, "the verdict"):
+        if slow.over():
+            break
+    said(runtime, runtime.runs.start(OWNER, command())[0].run_id)
+    closed.set()
+    for _ in deadline(30, "the run's end"):
+        if state(runtime, slow.begun.run_id) != "running":
+            break
+    assert state(runtime, slow.begun.run_id) == "error"
+
+
+@pytest.mark.parametrize("name", ["flaskchat-open", "told"])
+def test_a_run_for_which_no_thread_is_to_be_had_ends_at_once(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    spawn = tasks.spawn
+
+    def scarce(function: Any, *args: Any, **more: Any) -> Any:
+        if more.get("name") == name:
+            raise RuntimeError("can't start new thread")
+        return spawn(function, *args, **more)
+
+    monkeypatch.setattr(tasks, "spawn", scarce)
+    runtime.runs.on_started = lambda feed: tasks.spawn(print, name="told")
+    begun, live = runtime.runs.start(OWNER, command())
+    assert live is not None
+    for _ in deadline(30, "the run's end"):
+        if state(runtime, begun.run_id) != "running":
+            break
+    assert state(runtime, begun.run_id) == "error"
 
 
 @pytest.mark.parametrize("cursor", [None, "1", "99", "x"])
