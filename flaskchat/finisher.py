@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from . import tasks
 from .feed import Feed
-from .log.base import Log, LogUnavailable
-from .store.base import Fenced, Lease
+from .log.base import Append, Log, LogUnavailable
+from .store.base import Ending, Fenced, Lease
 
 logger = logging.getLogger("flaskchat")
 
@@ -28,6 +28,33 @@ that takes the store too long, or that it never takes, keeps none of them.
 """
 DOUBT_AFTER = 10.0
 """Seconds without the store after which others may have taken our runs over; only the log can tell us then."""
+
+
+Moved = tuple[Feed, list[bytes], bool]
+"""A feed, what it has to append, and whether that is its end."""
+
+
+def take(moved: list[Moved]) -> tuple[list[Append], list[Ending], list[Moved], list[Feed]]:
+    """Make of each what is to be appended, and of those that end what is to be finished.
+
+    An ending holds copies of the whole reply, for which there may be no memory. Who raises keeps what it has.
+
+    :returns: both, of whom they are, and who has to be tried again.
+    """
+    entries, endings, taken, left = [], [], [], []
+    for one in moved:
+        feed, frames, ended = one
+        try:
+            if ended and not feed.finished:
+                endings.append(feed.ending(frames))
+        except Exception:
+            logger.exception("run %s: its end could not be made, and is tried again", feed.begun.run_id)
+            left.append(feed)
+            continue
+        feed.pending = []
+        entries.append(Append(feed.begun.run_id, feed.seq - len(frames) + 1, frames, ended))
+        taken.append(one)
+    return entries, endings, taken, left
 
 
 class Finisher:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from . import metrics, tasks
 from .ear import Ear
 from .feed import Feed
-from .finisher import Finisher
+from .finisher import Finisher, Moved, take
 from .live import Bell, Live, LiveRun
 from .log.base import Append, Entry, Leave, Log, LogUnavailable, Stop
 from .models import Interrupted
@@ -42,7 +42,6 @@ BREATH = 500
 """Entries of the log that are taken in before others may run."""
 TURNS = 400
 """Sources that are read, or readers that are written to, before others may run."""
-
 
 class Pump:
     """One per worker."""
@@ -295,12 +294,8 @@ class Pump:
             self.ear.listen(False)
             self._stop_following()
             return None, True
-        entries, endings = [], []
-        for feed, frames, ended in moved:
-            feed.pending = []
-            entries.append(Append(feed.begun.run_id, feed.seq - len(frames) + 1, frames, ended))
-            if ended and not feed.finished:
-                endings.append(feed.ending(frames))
+        entries, endings, moved, left = take(moved)
+        self._again.extend(left)
         try:
             self.ear.listen(self.live.watchers > 0 or bool(self.feeds))
             refused, came = self.log.calls.call(self._turn, lease, entries, endings, follow, looked_for)
@@ -328,7 +323,7 @@ class Pump:
         self._moving = self._moving or (came and self.log.behind)  # the rest with the next ticks: ours have their turn
         return refused, came
 
-    def _keep(self, moved: list[tuple[Feed, list[bytes], bool]]) -> None:
+    def _keep(self, moved: list[Moved]) -> None:
         """What could not be appended waits for the next tick."""
         for feed, frames, _ in moved:
             feed.pending = frames + feed.pending

@@ -177,6 +177,8 @@ class Reader:
         except OSError:
             self._vanished()
             self._end()
+        except MemoryError:  # what was taken may not have been sent: who comes back is given it
+            self.cut()
 
     def _write_on(self, writing: bool) -> None:
         """Whether to be asked again when the kernel takes more."""

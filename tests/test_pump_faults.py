@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,33 @@ def test_news_that_cannot_be_acted_upon_cost_no_others(
     assert run is not None
     assert run.frames == [b"a", b"b"]
     assert "can't start new thread" in caplog.text
+
+
+def test_an_end_for_which_there_is_no_memory_costs_nobody_an_event_and_comes_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, source = bench.run("run_a")
+    ends, ending = bench.run("run_b")
+    after, last = bench.run("run_c")
+    make, fails = Feed.ending, [MemoryError()]
+
+    def scarce(feed: Feed, frames: list[bytes]) -> Any:
+        if fails:
+            raise fails.pop()
+        return make(feed, frames)
+
+    monkeypatch.setattr(Feed, "ending", scarce)
+    bench.put(before, source, Delta("Well"))
+    bench.put(ends, ending, Delta("Hello"), Done())
+    bench.put(after, last, Delta("Well"))
+    bench.tick()
+    assert [bench.log.text(name) for name in ("run_a", "run_b", "run_c")] == ["Well", "", "Well"]
+    bench.put(before, source, Delta(" then"))
+    bench.tick()
+    assert [bench.log.text(name) for name in ("run_a", "run_b", "run_c")] == ["Well then", "Hello", "Well"]
+    assert [ending.run_id for ending in bench.log.endings] == ["run_b"]
+    assert list(bench.pump.feeds) == ["run_a", "run_c"]
+    assert "run_b: its end could not be made" in caplog.text
 
 
 def test_a_source_whose_closing_raises_keeps_no_other_from_being_read(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from flaskchat import metrics
 from flaskchat.limits import Visitor
 from flaskchat.live import LiveRun
-from flaskchat.outlet import HandedOver, Offer
+from flaskchat.outlet import HandedOver, Offer, Outlet
 from flaskchat.poller import Poller
 from flaskchat.reader import Reader
 
@@ -61,6 +62,39 @@ def test_a_reader_that_the_log_fails_is_let_go_of_and_its_client_sees_the_end(
             received += data
         assert received == b"0\r\n\r\n"
         assert ("could not be given" in caplog.text) is isinstance(log, Exception)
+    finally:
+        theirs.close()
+        keeper.poller.close()
+
+
+def test_a_reader_for_whose_bytes_there_is_no_memory_is_cut_off_and_misses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair()
+    keeper, run = Keeper(), LiveRun("run_a", own=True)
+    try:
+        reader = Reader(keeper, run, 0, b"", b"first", Visitor("owner", sock=ours))
+        assert next(reader) == b"first"
+        reader.offer = Offer(ours, True)
+        run.extend([b"one"], False)
+        with pytest.raises(HandedOver):
+            next(reader)
+        ours.close()
+
+        def scarce(outlet: Outlet, data: bytes) -> bool:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Outlet, "write", scarce)
+            run.extend([b"two"], False)
+            reader.wake()
+        run.extend([b"three"], True)
+        reader.wake()
+        assert keeper.detached.is_set()
+        theirs.settimeout(10)
+        assert theirs.recv(100) == b"3\r\none\r\n"
+        with contextlib.suppress(ConnectionResetError):
+            assert theirs.recv(100) == b""
     finally:
         theirs.close()
         keeper.poller.close()
