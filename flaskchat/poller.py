@@ -88,6 +88,8 @@ class Poller:
             os.set_blocking(fd, False)
         self._selector.register(self._bell_read, READ)
         self._rung = False
+        self._lock = tasks.native_lock()
+        """So that nothing is written once the number is another file's: a model's code may end after all the rest."""
 
     def register(self, fd: int, kind: int, owner: object) -> None:
         """:param kind: READ, or HANGUP for a peer that has closed its side."""
@@ -108,8 +110,9 @@ class Poller:
         """Make `wait` return, now or the next time."""
         if not self._rung:
             self._rung = True
-            with contextlib.suppress(OSError):
-                os.write(self._bell_write, b"!")
+            with self._lock, contextlib.suppress(OSError):
+                if self._bell_write >= 0:
+                    os.write(self._bell_write, b"!")
 
     def wait(self, timeout: float) -> None:
         """Wait until a descriptor is ready or the bell was rung, at most `timeout` seconds."""
@@ -139,5 +142,7 @@ class Poller:
     def close(self) -> None:
         self._owners.clear()
         self._selector.close()
+        with self._lock:
+            written, self._bell_write = self._bell_write, -1
         os.close(self._bell_read)
-        os.close(self._bell_write)
+        os.close(written)
