@@ -56,7 +56,7 @@ def purge(days: float | None) -> None:
         database = open_database(state.database_url, timeout=state.settings.database_timeout)
         try:
             migrate.upgrade(database)
-            found = forget.older_than(database, days)
+            found, _ = forget.older_than(database, days)
         finally:
             database.close()
     except FlaskChatError as error:

@@ -7,6 +7,7 @@ rows hold what all runs of a worker got in a tick, and the write-ahead log, whic
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from functools import partial
@@ -23,6 +24,7 @@ from .store.schema import conversations, requests, runs
 DAY = 86400.0
 OLD = 50
 """Old conversations that are deleted in one transaction."""
+CHORES = 1.0
 
 
 class Deleted(NamedTuple):
@@ -56,32 +58,36 @@ def conversation(
     return further
 
 
-def older_than(database: Database, days: float) -> int:
+def older_than(database: Database, days: float, seconds: float = math.inf) -> tuple[int, bool]:
     """Delete the conversations of all owners in which nothing has happened for so long.
 
-    :returns: how many there were.
+    :param seconds: after which no more are begun with.
+    :returns: how many there were, and whether some may be left.
     """
-    until, found = time.time() - days * DAY, 0
+    until, found, end, left = time.time() - days * DAY, 0, time.monotonic() + seconds, True
     busy = sa.exists().where(runs.c.conversation_id == conversations.c.id, runs.c.state == "running")
     select = sa.select(conversations.c.id).where(conversations.c.updated_at < until, ~busy).limit(OLD)
-    while True:
+    while time.monotonic() < end:
         ids = database.read(lambda c: list(c.execute(select).scalars()))
         if not ids:
+            left = False
             break
         some = sa.and_(conversations.c.id.in_(ids), conversations.c.updated_at < until, ~busy)
         database.write(partial(_delete, which=some))
         found += len(ids)
     if found:
         database.forget()
-    return found
+    return found, left
 
 
-def chores(database: Database, retention_days: float) -> None:
-    """What has to be forgotten from time to time."""
+def chores(database: Database, retention_days: float) -> bool:
+    """What has to be forgotten from time to time; for about a second, since there is more to be seen to.
+
+    :returns: whether more is left to be done.
+    """
     database.write(usage.forget_old)
     database.write(forgotten.forget_old)
-    if retention_days:
-        older_than(database, retention_days)
+    return bool(retention_days) and older_than(database, retention_days, CHORES)[1]
 
 
 def _delete(c: Connection, which: sa.ColumnElement[bool]) -> Deleted | None:

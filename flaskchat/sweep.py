@@ -63,7 +63,7 @@ class Sweeper:
     def __init__(
         self, database: Database, log: Log, holding: Holding, *, busy: Callable[[], bool],
         on_fenced: Callable[[Lease], None], claim: Callable[[], None] = lambda: None,
-        look_after: Callable[[], None] = lambda: None, chores: Callable[[], None] = lambda: None,
+        look_after: Callable[[], None] = lambda: None, chores: Callable[[], bool] = lambda: False,
         gone: Callable[[str, str], bool] = lambda host, worker_id: False,
         counts: metrics.Metrics | None = None,
     ) -> None:  # fmt: skip
@@ -71,7 +71,7 @@ class Sweeper:
         :param on_fenced: called when the lease turns out to be lost.
         :param gone: whether a lease's process, on this host, is certainly gone; must not wait.
         :param look_after: called every round: others' runs that are watched here may be over.
-        :param chores: called every CHORES rounds.
+        :param chores: called every CHORES rounds, and in the next one as long as it says that more is left.
         :param claim: called every round while the lease is held, so that no run under it is nobody's.
         """
         self._database = database
@@ -89,6 +89,8 @@ class Sweeper:
         self._end = tasks.Event()
         self._task: tasks.Task | None = None
         self._rest: tasks.Task | None = None
+        self._due = False
+        """Whether the chores are to be done."""
 
     def start(self) -> None:
         self._task = tasks.spawn(self._run, name=NAME)
@@ -107,18 +109,19 @@ class Sweeper:
             try:
                 orphans = self.look()
                 if self._rest is None or not self._rest.is_alive():
-                    self._rest = tasks.spawn(self._see_to_the_rest, orphans, rounds % CHORES == 0, name=NAME)
+                    self._due = self._due or rounds % CHORES == 0
+                    self._rest = tasks.spawn(self._see_to_the_rest, orphans, name=NAME)
             except Unavailable:
                 pass  # does not count as a round, see 2.
             except Exception:
                 logger.exception("a sweep failed; the next comes in %.0f s", ROUND)
             pause = max(ROUND / 2, ROUND * random.uniform(0.9, 1.0) - (time.monotonic() - began))
 
-    def _see_to_the_rest(self, orphans: list[str] | None, chores: bool) -> None:
+    def _see_to_the_rest(self, orphans: list[str] | None) -> None:
         try:
             self.rest(orphans)
-            if chores:
-                self._chores()
+            if self._due:
+                self._due = self._chores()
         except Unavailable:
             pass  # the next round finds it
         except Exception:

@@ -135,6 +135,22 @@ def test_workers_delete_by_themselves_what_is_too_old(tmp_path: Path) -> None:
         assert chat.client.get(f"/chat/conversations/{old.conversation_id}").status_code == 404
 
 
+def test_what_is_too_old_is_deleted_in_portions_so_that_a_worker_sees_to_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forget, "OLD", 1)
+    monkeypatch.setattr(forget, "CHORES", 0.0)
+    app = host(tmp_path, FLASKCHAT_RETENTION_DAYS=1)
+    with ChatClient(app) as chat:
+        for number in range(3):
+            aged(app, chat.ask(f"old {number}").conversation_id, 2)
+        chores = app.extensions["flaskchat"].runtime.sweeper._chores
+        assert chores() is True, "it took more time than it has"
+        monkeypatch.setattr(forget, "CHORES", 60.0)
+        assert chores() is False
+        assert chat.client.get("/chat/conversations").json == {"items": [], "next_cursor": None}
+
+
 def test_without_a_retention_nothing_is_deleted(tmp_path: Path) -> None:
     app = host(tmp_path)
     with ChatClient(app) as chat:
