@@ -11,6 +11,7 @@ import pytest
 from flask import Blueprint, Flask, Response, abort, got_request_exception, render_template_string, request, session
 from flask_wtf.csrf import CSRFProtect
 from jinja2 import StrictUndefined
+from werkzeug.test import create_environ
 
 from flaskchat import FlaskChat
 from flaskchat.testing import ChatClient
@@ -198,6 +199,22 @@ def test_streams_whose_response_a_hook_of_the_host_s_refuses_take_no_places(busy
         for _ in range(readers._limits._per_owner + 1):
             path = f"/chat/runs/{reply.run_id}/events"
             assert chat.client.get(path, headers={"X-Measured": "yes"}, buffered=False).status_code == 500
+        assert len(readers) == 0
+        assert [event.seq for event in chat.follow(reply.run_id)] == [event.seq for event in reply.events]
+
+
+def test_streams_whose_head_the_server_refuses_take_no_places(busy_host: Flask) -> None:
+    def refuses(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Any:
+        raise ValueError("invalid header")  # as gunicorn does, of one that a hook of the host's has set
+
+    with ChatClient(busy_host) as chat:
+        reply = chat.ask("hello you")
+        readers = busy_host.extensions["flaskchat"].runtime.readers
+        cookies = chat.client.get("/chat/models").request.headers.get("Cookie", "")
+        for _ in range(readers._limits._per_owner + 1):
+            environ = create_environ(f"/chat/runs/{reply.run_id}/events", headers={"Cookie": cookies})
+            with pytest.raises(ValueError, match="invalid header"):
+                busy_host.wsgi_app(environ, refuses)
         assert len(readers) == 0
         assert [event.seq for event in chat.follow(reply.run_id)] == [event.seq for event in reply.events]
 

@@ -25,7 +25,11 @@ class Stream(Response):
     """Offers its connection to the reader that it was made of, if nothing on the way to the server wraps either."""
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        frames = super().__call__(environ, start_response)
+        try:
+            frames = super().__call__(environ, start_response)
+        except BaseException:  # a header of the host's that the server refuses, say: then nobody else closes it
+            self.close()
+            raise
         if isinstance(frames, Reader) and frames.live:
             frames.offer = server.offer(environ, start_response)
         return frames
