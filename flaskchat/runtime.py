@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from . import forget, metrics, server, tasks
+from . import forget, memory, metrics, server, tasks
 from .bodies import Bodies
 from .config import Settings
 from .errors import Unavailable
@@ -35,6 +35,8 @@ from .watch import Watch
 
 logger = logging.getLogger("flaskchat")
 
+QUIET = 5.0
+"""Seconds without a reply and without a reader after which a rush is taken to be over."""
 START_AGAIN = 1.0
 """Seconds between looks at a database that could not be used at the start."""
 
@@ -97,6 +99,8 @@ class Runtime:
         self.pump.checks.append(self._check)
         self._holds = (0, 0.0)
         """What the watch had found when it was counted last."""
+        self._worked_at: float | None = None
+        """When a reply or a reader was here last, unless what they needed was given back since."""
         self._closed = False
 
     def _mark(self, name: str) -> Callable[[], object]:
@@ -119,6 +123,11 @@ class Runtime:
             self.metrics.add(metrics.HUB_HOLDS, amount=holds - self._holds[0])
             self.metrics.add(metrics.HUB_HELD, amount=held - self._holds[1])
             self._holds = (holds, held)
+        if self.runs.busy() or self.readers:
+            self._worked_at = now
+        elif self._worked_at is not None and now - self._worked_at > QUIET:
+            self._worked_at = None
+            tasks.spawn(self.database.offload, memory.give_back)
         if self.worker is not None and not self.worker.alive and not self.readers.leaving:
             self.drain()
         elif self.runs.drained(now):

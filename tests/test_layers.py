@@ -23,8 +23,8 @@ ROOMS = (
     # the life of a run, in one worker
     "runtime", "forget", "runs", "titles", "rechecks", "readers", "past", "reader", "bodies", "limits", "sweep",
     # the tick
-    "pump", "finisher", "feed", "ear", "live", "poller", "replay", "metrics", "server", "outlet", "watch", "nodes",
-    "places",
+    "pump", "finisher", "feed", "ear", "live", "poller", "replay", "metrics", "server", "outlet", "watch", "memory",
+    "nodes", "places",
     # the outside: models, the log, the store
     "providers", "log", "store",
     # what everybody uses
