@@ -53,8 +53,8 @@ SETTINGS = {
     "FLASKCHAT_FIRST_BYTE_TIMEOUT": "5",
     "SECRET_KEY": "chaos",
 }
-NOISE = Gauge(workers=0, descriptors=12, greenlets=8, memory=60 << 20, wal=8 << 20, model=0)
-"""What may be left of a chaos run: connections of SQLite that its busiest moment had opened, and the allocator's."""
+NOISE = Gauge(workers=0, descriptors=12, greenlets=8, memory=24 << 20, wal=8 << 20, model=0)
+"""What may be left of a chaos run: connections of SQLite that its busiest moment had opened, and what is loaded late."""
 
 
 class Chaos:
