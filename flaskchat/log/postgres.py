@@ -241,8 +241,10 @@ class PostgresLog(Rows):
         mine = [run for run in self._memory.own() if run.last_seq]
         if mine and raw.execute(_THERE, (self._last_row, self._worker_id)).fetchone() is None:
             logger.warning("the database has lost rows of the log; the events of %d runs are written again", len(mine))
+            self._last_row = last = 0  # until all are there: the next connection must not take some of them for all
             for run in mine:
-                self._last_row = self._insert_row(raw, lease, [Append(run.run_id, 1, run.frames)])
+                last = self._insert_row(raw, lease, [Append(run.run_id, 1, run.frames)])
+            self._last_row = last
             raw.execute(_NOTIFY)
         self._mended = True
 
