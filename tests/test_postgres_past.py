@@ -1,4 +1,4 @@
-"""A long past in PostgreSQL's log, read over a network that takes longer for it than a statement may take."""
+"""A long past in PostgreSQL's log, over a network that takes longer for it than a statement may take."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import sqlalchemy as sa
 from flaskchat.log.base import Append
 from flaskchat.log.postgres import PAGE, PATIENCE
 from flaskchat.log.rows import VERSION, encode_row
+from flaskchat.store import postgres
+from flaskchat.store.base import Begun
 from flaskchat.store.schema import journal
 from tests.backends import Backend
-from tests.rooms import where, worker_rooms
+from tests.rooms import Rooms, where, worker_rooms
 
 pytestmark = pytest.mark.backends("postgres")
 
@@ -72,19 +74,36 @@ def slow_network(port: int) -> Iterator[int]:
                 sock.close()
 
 
-def test_a_past_that_takes_longer_than_a_statement_may_is_read_all_the_same(backend: Backend, tmp_path: Path) -> None:
-    url = where(backend, tmp_path)
+@contextlib.contextmanager
+def far(backend: Backend, folder: Path) -> Iterator[tuple[Rooms, Begun, list[Append]]]:
+    """A worker behind the slow network, a run of another one, and what the log has of it."""
+    url = where(backend, folder)
     assert backend.postgres is not None
-    assert ROWS * TEXT / RATE > 2 * PATIENCE
-    assert PAGE * TEXT / RATE < PATIENCE / 4
     with worker_rooms(url) as make, slow_network(backend.postgres.port) as port:
         owner = make()
         begun = owner.begin()
-        rows = [
-            {"worker_id": owner.holding.lease.worker_id, "version": VERSION, "data": data}
-            for data in (encode_row([Append(begun.run_id, seq, [b"x" * TEXT])]) for seq in range(1, ROWS + 1))
-        ]
-        owner.database.write(lambda c: c.execute(sa.insert(journal), rows))
+        entries = [Append(begun.run_id, seq, [b"%d" % seq + b"x" * TEXT]) for seq in range(1, ROWS + 1)]
+        values = {"worker_id": owner.holding.lease.worker_id, "version": VERSION}
+        rows = [{**values, "data": encode_row([entry])} for entry in entries]
+        for at in range(0, ROWS, PAGE):
+            some = rows[at : at + PAGE]
+            owner.database.write(lambda c, some=some: c.execute(sa.insert(journal), some))  # type: ignore[misc]
         with worker_rooms(url.replace(f":{backend.postgres.port}/", f":{port}/")) as make_far:
-            log = make_far().journal
-            assert [entry.seq for entry in log.read(begun.run_id)] == list(range(1, ROWS + 1))
+            yield make_far(), begun, entries
+
+
+def test_a_past_that_takes_longer_than_a_statement_may_is_read_all_the_same(backend: Backend, tmp_path: Path) -> None:
+    assert ROWS * TEXT / RATE > 2 * PATIENCE
+    assert PAGE * TEXT / RATE < PATIENCE / 4
+    with far(backend, tmp_path) as (rooms, begun, entries):
+        assert rooms.journal.read(begun.run_id) == entries
+
+
+def test_a_past_that_takes_longer_than_the_store_waits_is_taken_over_all_the_same(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "MARGIN", 0.5)
+    with far(backend, tmp_path) as (rooms, begun, entries):
+        assert rooms.database.timeout + 2 * postgres.MARGIN < ROWS * TEXT / RATE
+        past = rooms.journal.past([begun.run_id])
+        assert past == {begun.run_id: [frame for entry in entries for frame in entry.frames]}

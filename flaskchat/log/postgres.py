@@ -21,7 +21,8 @@ Deliberate choices; do not change one without reading why:
  6. A commit that was reported as failed may stand. The tick appends again then, and readers pass over what they have;
     an ending that stands already is taken for done.
  7. A run's past is read in pages, each a statement with a patience of its own: its worker's rows of some minutes may be
-    a hundred megabytes, and one answer of that size would be given up, again and again.
+    a hundred megabytes, and one answer of that size would be given up, again and again. So is what a worker that is
+    gone has left (`past`), or its replies would never end.
  8. A connection that failed is closed and opened anew, at most one attempt a tick: the ticks of a worker whose log is
     away come STOP_POLL apart, and nothing of what was gathered is lost.
  9. Behind a new connection may be another server, a replica that took over before it had the last rows: it counts on
@@ -41,7 +42,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -53,7 +54,7 @@ from ..store.engine import said
 from ..store.postgres import Postgres, PostgreSQL
 from .base import Append, Entry, LogUnavailable
 from .endings import Endings
-from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
+from .rows import CONTROL, NEWS_ROWS, PAGE, VERSION, Rows, decode_row, encode_row, pick
 from .tail import Memory
 
 logger = logging.getLogger("flaskchat")
@@ -68,8 +69,6 @@ SAFETY = 1.0
 HOLES_FOR = 15.0
 HOLES = 256
 """Most that are kept of one gap, the newest: the others were pruned, or are of transactions long over."""
-PAGE = 500
-"""Rows of a run's past that are asked for at once: some megabytes of a worker with a few hundred replies."""
 LOOK_BACK = 2000
 """Rows: some seconds of what a few machines write."""
 AGAIN = 0.5
@@ -91,6 +90,9 @@ _RUN = """
 SELECT id, version, data FROM flaskchat_journal
 WHERE worker_id IN (%s, (SELECT worker_id FROM flaskchat_runs WHERE id = %s))
 AND id > greatest(%s, (SELECT first_row FROM flaskchat_runs WHERE id = %s)) ORDER BY id LIMIT %s
+"""
+_OF_WORKERS = b"""
+SELECT id, version, data FROM flaskchat_journal WHERE worker_id = ANY(%s) AND id > %s ORDER BY id LIMIT %s
 """
 _NOTIFY = f"NOTIFY {CHANNEL}"
 
@@ -191,6 +193,10 @@ class PostgresLog(Rows):
 
     def _added(self, c: Connection) -> None:
         c.exec_driver_sql(_NOTIFY)
+
+    def _page(self, c: Connection, worker_ids: list[str], after: int) -> Sequence[Any]:
+        cursor = self._server.raw(c).cursor(binary=True)  # as text, bytes are twice as long
+        return cursor.execute(_OF_WORKERS, (worker_ids, after, PAGE)).fetchall()
 
     # -- the tick ----------------------------------------------------------------------------------------------------
 

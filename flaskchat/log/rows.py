@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -40,6 +41,8 @@ PRUNE_ROWS = 2000
 NEWS_ROWS = 100
 """Rows of others that are taken in at once: a journal holds minutes, and all of it would stay in the process's memory.
 """
+PAGE = 500
+"""Rows of a run's past that are asked for at once: some megabytes of a worker with a few hundred replies."""
 FORGET_ROWS = 500
 """Rows that are looked through in one transaction."""
 
@@ -119,8 +122,36 @@ class Rows:
         """A row was appended in this transaction: tell the others, once it is committed."""
 
     def past(self, run_ids: Collection[str]) -> dict[str, list[bytes]]:
-        # Once for all, and not within the transactions that end them: a row holds a tick of all runs of a worker.
-        return self._database.read(lambda c: _past(c, run_ids))
+        # Once for all, and not within the transactions that end them: a row holds a tick of all runs of a worker. In
+        # pages, each a read of its own: together they may be too much for the patience that one has. Nothing is added
+        # to these runs any more, so that one snapshot would show no more of them than several do.
+        began = self._database.read(lambda c: _began(c, run_ids))
+        past: dict[str, list[bytes]] = {row.id: [] for row in began}
+        worker_ids = list({row.worker_id for row in began})
+        at: int | None = min((row.first_row for row in began), default=None)
+        while at is not None:
+            at = self._database.read(partial(self._take_in, past, worker_ids, at))
+        return past
+
+    def _take_in(self, past: dict[str, list[bytes]], worker_ids: list[str], after: int, c: Connection) -> int | None:
+        """Add what the next page has of these runs; it may be asked for again after a failure.
+
+        :returns: after which row to go on; None when that was the last.
+        """
+        rows = self._page(c, worker_ids, after)
+        for _, version, data in rows:
+            for entry in decode_row(version, data):
+                if type(entry) is Append and entry.run_id in past:
+                    frames = past[entry.run_id]
+                    skip = len(frames) + 1 - entry.seq
+                    if skip >= 0:  # else a damaged row lies between: what comes after it has no place any more
+                        frames.extend(entry.frames[skip:])
+        return rows[-1][0] if len(rows) == PAGE else None
+
+    def _page(self, c: Connection, worker_ids: list[str], after: int) -> Sequence[Any]:
+        """:returns: id, version and data of the next PAGE rows of these workers."""
+        select = sa.select(journal.c.id, journal.c.version, journal.c.data).where(journal.c.id > after)
+        return c.execute(select.where(journal.c.worker_id.in_(worker_ids)).order_by(journal.c.id).limit(PAGE)).all()
 
     def end(self, orphans: Sequence[Orphan]) -> list[str]:
         def end(c: Connection) -> list[str]:
@@ -168,23 +199,8 @@ def finish_orphans(ask: Ask, orphans: Sequence[Orphan]) -> list[str]:
     return ended
 
 
-def _past(c: Connection, run_ids: Collection[str]) -> dict[str, list[bytes]]:
-    began = c.execute(sa.select(runs.c.id, runs.c.worker_id, runs.c.first_row).where(runs.c.id.in_(run_ids))).all()
-    past: dict[str, list[bytes]] = {row.id: [] for row in began}
-    rows = (
-        sa.select(journal.c.version, journal.c.data)
-        .where(journal.c.worker_id.in_({row.worker_id for row in began}))
-        .where(journal.c.id > min((row.first_row for row in began), default=0))
-        .order_by(journal.c.id)
-    )
-    for version, data in c.execute(rows):
-        for entry in decode_row(version, data):
-            if type(entry) is Append and entry.run_id in past:
-                frames = past[entry.run_id]
-                skip = len(frames) + 1 - entry.seq
-                if skip >= 0:  # else a damaged row lies between: what comes after it has no place any more
-                    frames.extend(entry.frames[skip:])
-    return past
+def _began(c: Connection, run_ids: Collection[str]) -> Sequence[Any]:
+    return c.execute(sa.select(runs.c.id, runs.c.worker_id, runs.c.first_row).where(runs.c.id.in_(run_ids))).all()
 
 
 def _delete(c: Connection, mark: int) -> None:
