@@ -9,9 +9,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from flaskchat.log import postgres
 from flaskchat.log.base import LogUnavailable
 from flaskchat.store.schema import journal
-from tests.rooms import Rooms
+from tests.rooms import Rooms, look
 
 pytestmark = pytest.mark.backends("postgres")
 
@@ -49,3 +50,21 @@ def test_mending_that_is_cut_short_is_done_again_as_a_whole(
         rooms.journal.turn(rooms.holding.lease, [], [])
     rooms.append(runs[0], "there")
     assert rooms.journal.past([begun.run_id for begun in runs]) == rooms.live
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_server_that_lost_more_than_is_looked_back_at_is_followed_on(
+    two: tuple[Rooms, Rooms], monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(postgres, "LOOK_BACK", 3)
+    mine, other = two
+    begun = other.begin()
+    mine.journal.follow()
+    for number in range(10):
+        other.append(begun, str(number))
+    assert len(look(mine)) == 10
+    lose(other, kept)
+    mine.journal.close()
+    after = other.begin()
+    other.append(after, "news")
+    assert after.run_id in [entry.run_id for entry in look(mine)]

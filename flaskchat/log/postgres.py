@@ -27,7 +27,7 @@ Deliberate choices; do not change one without reading why:
     away come STOP_POLL apart, and nothing of what was gathered is lost.
  9. Behind a new connection may be another server, a replica that took over before it had the last rows: it counts on
     from its own newest, and what follows would have numbers that were looked at before. So a new connection begins
-    LOOK_BACK rows earlier; what is known already is passed over.
+    LOOK_BACK rows earlier, and never above the newest that is there; what is known already is passed over.
 10. Nor has that server the last of our own rows then, and what followed would come after a gap, at which readers leave
     and whoever takes over stops. So behind a new connection our last row is looked for: rows are lost from the end, so
     where it is there all are. Where it is not, all that our live runs have got is appended again.
@@ -80,6 +80,7 @@ SELECT %s::text, %s::int, %s::bytea FROM flaskchat_workers WHERE id = %s AND epo
 RETURNING id
 """
 _THERE = b"SELECT 1 FROM flaskchat_journal WHERE id = %s AND worker_id = %s"
+_NEWEST = b"SELECT coalesce(max(id), 0) FROM flaskchat_journal"
 _ROWS = """
 SELECT id, version, CASE worker_id WHEN %s THEN NULL ELSE data END FROM flaskchat_journal WHERE {} ORDER BY id
 LIMIT %s
@@ -205,8 +206,10 @@ class PostgresLog(Rows):
             self._raw = self._server.open(patience=PATIENCE)
             self._raw.prepare_threshold = 0
             self._own_pid = self._raw.info.backend_pid
-            self._cursor = max(0, self._cursor - LOOK_BACK)
             self._mended = False
+            if self._cursor:
+                (newest,) = self._raw.execute(_NEWEST).fetchone() or (0,)
+                self._cursor = max(0, min(self._cursor, newest) - LOOK_BACK)
         return self._raw
 
     def _guard(self, function: Callable[[], T]) -> T:
