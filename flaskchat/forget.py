@@ -31,6 +31,7 @@ class Deleted(NamedTuple):
     runs: list[str]
     first_row: int
     """Of the log: no older one is about these runs."""
+    conversations: int
 
 
 def conversation(
@@ -73,8 +74,8 @@ def older_than(database: Database, days: float, seconds: float = math.inf) -> tu
             left = False
             break
         some = sa.and_(conversations.c.id.in_(ids), conversations.c.updated_at < until, ~busy)
-        database.write(partial(_delete, which=some))
-        found += len(ids)
+        deleted = database.write(partial(_delete, which=some))
+        found += deleted.conversations if deleted is not None else 0
     if found:
         database.forget()
     return found, left
@@ -91,11 +92,14 @@ def chores(database: Database, retention_days: float) -> bool:
 
 
 def _delete(c: Connection, which: sa.ColumnElement[bool]) -> Deleted | None:
-    ids = list(c.execute(sa.select(conversations.c.id).where(which)).scalars())
+    # Locked, and one after the other in the order in which runs are ended: where somebody is just going on with one of
+    # them, what they do is waited for, and that conversation is not meant any more.
+    select = sa.select(conversations.c.id).where(which).order_by(conversations.c.id)
+    ids = list(c.execute(select.with_for_update()).scalars())
     if not ids:
         return None
     theirs = c.execute(sa.select(runs.c.id, runs.c.first_row).where(runs.c.conversation_id.in_(ids))).all()
     asked = sa.select(requests.c.owner, requests.c.client_id).join(runs, runs.c.id == requests.c.run_id)
     forgotten.note(c, [(row.owner, row.client_id) for row in c.execute(asked.where(runs.c.conversation_id.in_(ids)))])
     c.execute(sa.delete(conversations).where(conversations.c.id.in_(ids)))
-    return Deleted([row.id for row in theirs], min((row.first_row for row in theirs), default=0))
+    return Deleted([row.id for row in theirs], min((row.first_row for row in theirs), default=0), len(ids))

@@ -16,9 +16,9 @@ from flaskchat.log.base import Append, Stop
 from flaskchat.log.rows import VERSION, encode_row
 from flaskchat.models import Done
 from flaskchat.sse import encode
-from flaskchat.store.base import Command
+from flaskchat.store.base import Begun, Command
 from flaskchat.store.kinds import open_database
-from flaskchat.store.schema import journal, runs
+from flaskchat.store.schema import conversations, journal, runs
 from tests.backends import Backend
 from tests.conftest import Server
 from tests.rooms import OWNER, Rooms, count, ending_of, look
@@ -296,6 +296,45 @@ def test_runs_that_end_while_their_conversations_are_deleted_fail_neither(two: t
         failures.append(deleting.end())
     assert failures == [None] * 6
     assert count(mine, runs) == 0
+
+
+@pytest.mark.parametrize("how_far", ["half written", "written"])
+def test_an_old_conversation_that_somebody_is_just_going_on_with_is_not_deleted(
+    two: tuple[Rooms, Rooms], how_far: str
+) -> None:
+    mine, other = two
+    old, older = mine.begin(), mine.begin()
+    for one in (old, older):
+        mine.run(one, "Hello")
+    mine.database.write(lambda c: c.execute(sa.update(conversations).values(updated_at=0.0)))
+    ensure, deleting = mine.holding.ensure, []
+
+    def delete() -> None:
+        deleting.append(Beside(lambda: forget.older_than(other.database, 1.0)))
+        until_locked(other)
+
+    def half_way(c: sa.Connection) -> Any:
+        lease = ensure(c)
+        delete()
+        return lease
+
+    def go_on(c: sa.Connection) -> Begun:
+        command = Command(
+            action="send", client_id="x", body_hash="h", text="And?", conversation_id=old.conversation_id,
+            parent_id=old.message_id,
+        )  # fmt: skip
+        begun = mine.store._begin(c, OWNER, command, mine.holding, lambda before: "parrot")
+        if not deleting:
+            delete()
+        return begun
+
+    if how_far == "half written":
+        mine.holding.ensure = half_way  # type: ignore[method-assign]
+    begun = mine.database.write(go_on)
+    deleted = deleting[0].end()
+    assert [row.id for row in mine.rows(sa.select(conversations.c.id))] == [old.conversation_id]
+    assert mine.state(begun) == "running"
+    assert deleted == (1, False)
 
 
 @pytest.mark.backends("sqlite", "postgres")
