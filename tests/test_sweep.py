@@ -259,3 +259,19 @@ def test_only_leases_of_living_workers_are_left(two: tuple[Rooms, Rooms]) -> Non
     other.begin()
     count_out(other)
     assert [row.id for row in other.rows(sa.select(workers.c.id))] == [other.holding.lease.worker_id]
+
+
+def test_a_lease_whose_taking_back_failed_is_not_counted_out_under_the_next_run(two: tuple[Rooms, Rooms]) -> None:
+    mine, other = two
+    mine.run(mine.begin(), "Hello")
+
+    def fail(c: sa.Connection) -> None:
+        mine.holding.release(c)
+        raise Unavailable("The connection broke.", code="store_unavailable")
+
+    with pytest.raises(Unavailable):
+        mine.database.write(fail)
+    rounds(other, sweep.GONE_AFTER)
+    begun = mine.begin("And?")
+    other.sweeper.round()
+    assert mine.state(begun) == "running"

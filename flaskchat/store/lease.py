@@ -14,6 +14,8 @@ Deliberate choices; do not change one without reading why:
  4. Taking it back may be rolled back, when we think already that it is gone. So whoever then begins a run says again
     that it is there: it is, by its own lock, also where that transaction fails later. Else nobody would count up for
     the run.
+ 5. So writing it down may find it there, also where the answer to an earlier writing was lost. Nobody has counted up
+    meanwhile, and others are about to take it for gone: it counts then, or they would take the run that follows.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _HELD = _ROW.with_for_update(read=True, key_share=True)
 _MINE = _ROW.with_for_update()
 _REGISTER = sa.text(
     "INSERT INTO flaskchat_workers (id, epoch, beats, host, pid) VALUES (:id, :epoch, :beats, :host, :pid) "
-    "ON CONFLICT (id) DO NOTHING"
+    "ON CONFLICT (id) DO UPDATE SET beats = excluded.beats"
 )
 
 
