@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from flaskchat import sse
-from flaskchat.log.base import Append, LogUnavailable, Stop
+from flaskchat.limits import Visitor
+from flaskchat.log.base import Append, Leave, LogUnavailable, Stop
 from flaskchat.log.rows import CONTROL, NEWS_ROWS, VERSION, encode_row
 from flaskchat.models import Done
 from flaskchat.store.base import Fenced, Lease
 from flaskchat.store.schema import conversations, journal
-from tests.rooms import Rooms, ending_of, look
+from tests.rooms import OWNER, Rooms, ending_of, look
 
 EVERYWHERE = pytest.mark.backends("sqlite", "postgres")
 
@@ -154,6 +156,23 @@ def test_rows_for_everybody_reach_the_worker_that_wrote_them(make: Callable[[], 
     rooms.journal.follow()
     insert(rooms, encode_row([Stop(begun.run_id, 1.5)]), worker_id=CONTROL)
     assert look(rooms) == [Stop(begun.run_id, 1.5)]
+
+
+@EVERYWHERE
+def test_what_another_host_has_said_ends_no_stream_that_was_opened_since(two: tuple[Rooms, Rooms]) -> None:
+    """Also where it is read late, by whoever begins to follow, or once more, over another connection."""
+    mine, other = two
+    now, streams = time.monotonic(), {}
+    for ago in (120, 30):
+        streams[ago] = Visitor(OWNER)
+        streams[ago].since, streams[ago].entered = now - ago, True
+    other.journal.announce(Leave(OWNER, "", now - 60, "another host's"))
+    found = mine.journal.follow()
+    mine.journal.close()
+    found += look(mine)
+    assert found
+    for leave in found:
+        assert [ago for ago, visitor in streams.items() if visitor.meant(leave, "run_a")] == [120]
 
 
 @EVERYWHERE

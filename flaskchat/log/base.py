@@ -73,6 +73,10 @@ class Leave(msgspec.Struct, array_like=True, tag="l", frozen=True, gc=False):
     """Empty: all of the owner's streams."""
     asked_at: float
     clock: str = ""
+    at: float = 0.0
+    """The same by the database's clock, where the log is there: one that every host can read, and that goes on over a
+    boot. 0: not known.
+    """
 
     def here(self) -> float:
         """As `Stop.here`."""

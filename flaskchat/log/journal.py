@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from ..store.base import Ending, Fenced, Lease
 from ..store.sqlite import SQLite
 from .base import Append, Control, Entry, LogUnavailable, Orphan
 from .bell import Bell
-from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, pick
+from .rows import CONTROL, NEWS_ROWS, VERSION, Rows, decode_row, encode_row, in_time, pick
 
 logger = logging.getLogger("flaskchat")
 
@@ -173,7 +174,7 @@ class Journal(Rows):
         rows = raw.execute(_NEWER, (self._worker_id, self._cursor, NEWS_ROWS)).fetchall()
         self.behind = len(rows) == NEWS_ROWS
         self._seen_version = -1 if self.behind else version
-        return self._entries(rows)
+        return in_time(self._entries(rows), time.time)
 
     def _entries(self, rows: list[tuple[int, int, bytes | None]]) -> list[Entry]:
         found: list[Entry] = []

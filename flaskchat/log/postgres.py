@@ -51,10 +51,10 @@ from sqlalchemy.engine import Connection
 from .. import tasks
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import said
-from ..store.postgres import Postgres, PostgreSQL
+from ..store.postgres import NOW, Postgres, PostgreSQL
 from .base import Append, Entry, LogUnavailable
 from .endings import Endings
-from .rows import CONTROL, NEWS_ROWS, PAGE, VERSION, Rows, decode_row, encode_row, pick
+from .rows import CONTROL, NEWS_ROWS, PAGE, VERSION, Rows, decode_row, encode_row, in_time, pick
 from .tail import Memory
 
 logger = logging.getLogger("flaskchat")
@@ -308,7 +308,7 @@ class PostgresLog(Rows):
         if self.behind:  # never the other way: somebody may have told of more during the query
             self._told = True
         self._looked_at = now
-        return self._entries(rows)
+        return in_time(self._entries(rows), lambda: float((raw.execute(NOW).fetchone() or (0,))[0]))
 
     def _entries(self, rows: list[Any]) -> list[Entry]:
         found: list[Entry] = []

@@ -22,7 +22,7 @@ from ..store import finish
 from ..store.base import Ending, Fenced, Lease
 from ..store.engine import Ask, Database
 from ..store.schema import journal, runs
-from .base import Append, Control, Entry, Orphan
+from .base import Append, Control, Entry, Leave, Orphan, clock
 
 logger = logging.getLogger("flaskchat")
 
@@ -73,6 +73,25 @@ def pick(run_id: str, rows: Iterable[tuple[int, bytes]]) -> list[Append]:
     return found
 
 
+def in_time(entries: list[Entry], now: Callable[[], float]) -> list[Entry]:
+    """Give each Leave of another host, or of before a boot, its time by this host's clock. A row may be read long after
+    it was written, by whoever begins to follow, or once more, over another connection: taken for news, it would end
+    streams that were opened since. A Stop needs no time, as it names its run.
+
+    :param now: by the database's clock.
+    """
+    if not any(type(entry) is Leave for entry in entries):
+        return entries
+    ahead = -now() + time.monotonic()  # in this order: rather a moment late than one too early for a stream
+    return [_moved(entry, ahead) if type(entry) is Leave else entry for entry in entries]
+
+
+def _moved(leave: Leave, ahead: float) -> Leave:
+    if leave.clock in ("", clock()) or not leave.at:
+        return leave
+    return msgspec.structs.replace(leave, asked_at=min(leave.at + ahead, time.monotonic()), clock=clock())
+
+
 class Rows:
     """Beside the tick."""
 
@@ -112,7 +131,14 @@ class Rows:
         """As the store is, which is asked by itself."""
 
     def announce(self, entry: Control) -> None:
-        self._database.write(lambda c: self._insert(c, [entry]))
+        def tell(c: Connection) -> None:
+            told = entry
+            if type(told) is Leave:
+                age = time.monotonic() - told.asked_at
+                told = msgspec.structs.replace(told, at=self._database.now(c) - age)
+            self._insert(c, [told])
+
+        self._database.write(tell)
 
     def _insert(self, c: Connection, entries: Sequence[Entry]) -> None:
         c.execute(sa.insert(journal).values(worker_id=CONTROL, version=VERSION, data=encode_row(entries)))

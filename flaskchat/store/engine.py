@@ -118,6 +118,10 @@ class Database:
     def alone(self, c: Connection, key: str) -> None:
         """Keep every other transaction that asks for the same key waiting until the end of this one."""
 
+    def now(self, c: Connection) -> float:
+        """Seconds since 1970, by a clock that all who use the database can read."""
+        return time.time()
+
     def before_migration(self, c: Connection) -> None:
         """Keep other starts out of the transaction in which migrations run."""
 

@@ -68,6 +68,7 @@ _THERE = {
 LOCKS = 0x666C6368
 """The first key of our advisory locks ("flch"): the server has one space for them for all that use the database."""
 MIGRATING = 1
+NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
 _WRONG = re.compile(
     r"authentication failed|no password supplied|pg_hba\.conf|does not exist|permission denied|not permitted"
@@ -303,6 +304,9 @@ class PostgreSQL(Database):
         for write, idle in self._idle.items():
             if not idle:
                 idle.append(self.connect(write=write))
+
+    def now(self, c: Connection) -> float:
+        return float(c.exec_driver_sql(NOW).scalar_one())
 
     def before_migration(self, c: Connection) -> None:
         c.exec_driver_sql("SET LOCAL statement_timeout = 0")
