@@ -173,11 +173,12 @@ def _look(c: Connection, after: int, wrong: dict[str, list[str]]) -> list[int]:
     replies = {row.id: row for row in c.execute(texts)}
     said: dict[str, str] = defaultdict(str)
     unfinished: set[str] = set()
-    for run in c.execute(
-        sa.select(runs.c.id, runs.c.message_id, runs.c.state, runs.c.last_seq)
+    began = c.execute(
+        sa.select(runs.c.id, runs.c.message_id, runs.c.state, runs.c.last_seq, runs.c.started_at)
         .where(runs.c.conversation_id.in_(ids))
-        .order_by(runs.c.started_at)
-    ).all():
+    ).all()
+    lasts = {reply.run_id for reply in replies.values()}
+    for run in sorted(began, key=lambda run: (run.id in lasts, run.started_at)):  # the clocks of two nodes may differ
         reply = replies.get(run.message_id)
         if reply is not None and reply.run_id == run.id and reply.status != run.state:
             wrong["replies are in another state than their runs"].append(reply.id)

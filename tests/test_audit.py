@@ -97,3 +97,7 @@ def test_a_continued_reply_is_the_sum_of_its_runs(file: str) -> None:
         rooms.run(again, "upon a time")
         assert rooms.text(begun) == "Once upon a time"
         assert audit.inspect(rooms.database) == []
+        started = {row.id: row.started_at for row in rooms.rows(sa.select(runs.c.id, runs.c.started_at))}
+        assert started[begun.run_id] < started[again.run_id]
+        rooms.database.write(lambda c: c.execute(sa.update(runs).values(started_at=-runs.c.started_at)))
+        assert audit.inspect(rooms.database) == [], "the two nodes' clocks may differ"
