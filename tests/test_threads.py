@@ -15,6 +15,8 @@ from flaskchat.config import Settings
 from flaskchat.limits import Limits, Visitor
 from flaskchat.live import CHUNK, Live, LiveRun
 from flaskchat.log.base import Leave, Stop, clock
+from flaskchat.log.streams import Keys
+from flaskchat.log.tail import Tail
 from flaskchat.places import Places
 from flaskchat.providers.registry import Registry
 from flaskchat.reader import Reader
@@ -115,6 +117,25 @@ def test_somebody_may_sign_out_while_those_before_are_forgotten(readers: Readers
     readers._signed_out["one"] = At(0.0)
     readers.check(1000.0)
     assert list(readers._signed_out) == ["another"]
+
+
+def test_a_run_may_end_between_two_looks_at_redis() -> None:
+    class Silent:
+        def ask(self, *commands: object) -> list[Any]:
+            return [None]
+
+    memory = Live(1 << 20)
+    tail, run = Tail(Silent, Keys("chat"), memory, lambda: None), memory.add(LiveRun("run_a", own=False))  # type: ignore[arg-type]
+    watched = tail._watched
+
+    def meanwhile() -> Any:
+        found = watched()
+        run.ended = True
+        watched()  # the pump looks as well
+        return found
+
+    tail._watched = meanwhile  # type: ignore[method-assign]
+    tail.look(Silent())  # type: ignore[arg-type]
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

@@ -159,10 +159,9 @@ class Tail:
 
     def _read(self, link: Link, *block: bytes) -> int:
         """:returns: how many entries there were, of the stream that had the most."""
-        runs = self._watched()
-        keys = [self._keys.control, *[self._keys.run(run.run_id) for run in runs]]
-        ids = [self._control, *[self._at[run.run_id][1] for run in runs]]
-        names = dict(zip(keys[1:], runs, strict=True))
+        watched = self._watched()
+        names = {self._keys.run(run.run_id): run for run, _ in watched}
+        keys, ids = [self._keys.control, *names], [self._control, *[cursor for _, cursor in watched]]
         (found,) = link.ask([b"XREAD", b"COUNT", AT_ONCE, *block, b"STREAMS", *keys, *[b"%d-%d" % at for at in ids]])
         if isinstance(found, Exception):
             raise LogUnavailable(f"Redis: {found}") from found
@@ -170,7 +169,8 @@ class Tail:
             self._take(names.get(key), rows)
         return max((len(rows) for _, rows in found or ()), default=0)
 
-    def _watched(self) -> list[Any]:
+    def _watched(self) -> list[tuple[Any, streams.Id]]:
+        """:returns: the runs to read, and from where on: the pump's own look may put others in their place at once."""
         watched = [run for run in self._memory.foreign() if not (run.ended or run.closed) and run.held is None]
         with self._lock:
             at = {}
@@ -178,7 +178,7 @@ class Tail:
                 known, cursor = self._at.get(run.run_id, (None, (0, 0)))
                 at[run.run_id] = (run, cursor if known is run else (run.last_seq, 0))
             self._at = at
-        return watched
+            return list(at.values())
 
     def _take(self, run: Any, rows: list[Any]) -> None:
         """Keep what has not been read before: the pump's own look may have been first."""
