@@ -65,7 +65,7 @@ def older_than(database: Database, days: float, seconds: float = math.inf) -> tu
     :param seconds: after which no more are begun with.
     :returns: how many there were, and whether some may be left.
     """
-    until, found, end, left = time.time() - days * DAY, 0, time.monotonic() + seconds, True
+    until, found, end, left = database.read(database.now) - days * DAY, 0, time.monotonic() + seconds, True
     busy = sa.exists().where(runs.c.conversation_id == conversations.c.id, runs.c.state == "running")
     select = sa.select(conversations.c.id).where(conversations.c.updated_at < until, ~busy).limit(OLD)
     while time.monotonic() < end:
@@ -86,7 +86,7 @@ def chores(database: Database, retention_days: float) -> bool:
 
     :returns: whether more is left to be done.
     """
-    database.write(usage.forget_old)
+    database.write(lambda c: usage.forget_old(c, database.now(c)))
     database.write(forgotten.forget_old)
     return bool(retention_days) and older_than(database, retention_days, CHORES)[1]
 

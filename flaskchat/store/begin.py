@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -50,11 +49,12 @@ class Beginning:
 
     def __init__(
         self, c: Connection, owner: str, command: Command, ensure: Callable[[], Lease],
-        pick: Callable[[str | None], str],
+        pick: Callable[[str | None], str], now: float,
     ) -> None:  # fmt: skip
-        """:param ensure: gives the lease, once nothing is refused any more."""
-        self.c, self.owner, self.command, self.ensure, self.pick = c, owner, command, ensure, pick
-        self.now = time.time()
+        """:param ensure: gives the lease, once nothing is refused any more.
+        :param now: by the database's clock.
+        """
+        self.c, self.owner, self.command, self.ensure, self.pick, self.now = c, owner, command, ensure, pick, now
 
     def write(self) -> Begun:
         command = self.command

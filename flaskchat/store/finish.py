@@ -21,7 +21,9 @@ UPDATE flaskchat_messages SET text = text || ?, parts = ?, status = ?, finish_re
 WHERE id = ?
 """
 _EVENTS = "INSERT INTO flaskchat_run_events (run_id, frames) VALUES (?, ?)"
-_CONVERSATION = "UPDATE flaskchat_conversations SET updated_at = ? WHERE id = ?"
+_CONVERSATION = """
+UPDATE flaskchat_conversations SET updated_at = CASE WHEN updated_at > ? THEN updated_at ELSE ? END WHERE id = ?
+"""  # by the clock of whoever ends it, and not back behind the database's, by which it was begun
 _USED = "UPDATE flaskchat_usage SET tokens = ? WHERE run_id = ?"
 _USED_ABOUT = "UPDATE flaskchat_usage SET tokens = tokens + ? WHERE run_id = ?"
 _STANDS = "SELECT state, last_seq, worker_id, epoch FROM flaskchat_runs WHERE id = ?"
@@ -36,7 +38,7 @@ def write(ask: Ask, lease: Lease, ending: Ending) -> bool:
     :raises Fenced: the run has been ended by somebody else.
     """
     now = time.time()
-    ask(_CONVERSATION, (now, ending.conversation_id))  # first, as deleting it does: neither waits for the other
+    ask(_CONVERSATION, (now, now, ending.conversation_id))  # first, as deleting it does: neither waits for the other
     changed = ask(
         _RUN,
         (

@@ -1,8 +1,8 @@
 """The tables. All begin with `flaskchat_`, so that a host may keep them in its own database.
 
-Times are seconds since 1970 by the writing process's clock and are only shown, never compared: order comes from
-`position` and from journal ids, leases from counting (see store/lease.py). What an owner has used (usage.py) is the
-exception.
+Times are seconds since 1970 and are only shown, never compared: order comes from `position` and from journal ids,
+leases come from counting (see store/lease.py). The exceptions are what an owner has used (usage.py), and for how long
+nothing has happened in a conversation (forget.py): those go by the database's clock, which is one for all nodes.
 """
 
 from __future__ import annotations

@@ -72,9 +72,10 @@ class Store:
             return known
         if command.action == "send" and command.conversation_id is None and forgotten.has(c, owner, command.client_id):
             raise NotFound("What was asked under this id has been deleted.")
-        usage.check(c, owner, self._quota)
-        begun = Beginning(c, owner, command, lambda: holding.ensure(c), pick).write()
-        usage.note(c, begun, self._quota)
+        now = self.database.now(c)
+        usage.check(c, owner, self._quota, now)
+        begun = Beginning(c, owner, command, lambda: holding.ensure(c), pick, now).write()
+        usage.note(c, begun, self._quota, now)
         return begun
 
     def known(self, owner: str, command: Command) -> Begun | None:

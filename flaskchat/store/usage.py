@@ -10,7 +10,6 @@ limit asks for it.
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -55,9 +54,10 @@ class Quota(NamedTuple):
 NO_QUOTA = Quota()
 
 
-def check(c: Connection, owner: str, quota: Quota) -> None:
-    """:raises TooMany: 429, with `retry_after`: one more message would be over a limit."""
-    now = time.time()
+def check(c: Connection, owner: str, quota: Quota, now: float) -> None:
+    """:param now: by the database's clock, as below: several nodes look at the same minute.
+    :raises TooMany: 429, with `retry_after`: one more message would be over a limit.
+    """
     if quota.runs and c.execute(_RUNNING, {"who": owner}).scalar_one() >= quota.runs:
         many = "One reply is" if quota.runs == 1 else f"{quota.runs} replies are"
         raise TooMany(
@@ -82,19 +82,19 @@ def check(c: Connection, owner: str, quota: Quota) -> None:
             )  # fmt: skip
 
 
-def note(c: Connection, begun: Begun, quota: Quota) -> None:
+def note(c: Connection, begun: Begun, quota: Quota, now: float) -> None:
     """Write a message down, with about the tokens that its model is asked with; the reply's end puts that right."""
     if quota.messages_per_minute or quota.tokens_per_day:
         asked = sum(len(turn.text) for turn in begun.turns) + len(begun.system_prompt) + len(begun.partial)
         c.execute(
             _INSERT,
-            {"run_id": begun.run_id, "owner": begun.owner, "at": time.time(), "tokens": asked // BYTES_PER_TOKEN},
+            {"run_id": begun.run_id, "owner": begun.owner, "at": now, "tokens": asked // BYTES_PER_TOKEN},
         )
 
 
-def forget_old(c: Connection) -> int:
+def forget_old(c: Connection, now: float) -> int:
     """Remove what counts no more.
 
     :returns: how many rows.
     """
-    return c.execute(_OLD, {"until": time.time() - DAY}).rowcount
+    return c.execute(_OLD, {"until": now - DAY}).rowcount
