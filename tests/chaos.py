@@ -54,7 +54,7 @@ SETTINGS = {
     "SECRET_KEY": "chaos",
 }
 NOISE = Gauge(workers=0, descriptors=12, greenlets=8, memory=24 << 20, wal=8 << 20, model=0)
-"""What may be left of a chaos run: connections of SQLite that its busiest moment had opened, and what is loaded late."""
+"""What may be left of a chaos run: connections of SQLite that its busiest moment had opened, and what came late."""
 
 
 class Chaos:
