@@ -209,7 +209,11 @@ def _reset(case: Case, reading: Reading, reset: Event, cursor: int | None) -> No
     if cursor is not None and cursor <= known and not losses.excused(case, reading):
         words = f"though somebody had seen {known} before; the cursor was {cursor}"
         case.say("reset", words, reading.run_id, seq, reading.client)
-    if log is not None and not losses.told_before(case, reading, reset):
+    if log and seq > log[-1].seq and reading.run_id not in case.dump.runs:
+        # Of what was deleted, the log may have been read in part.
+        if not str(reset.json["text"]).startswith(text_of_log(log)):
+            case.say("reset", "its text is not that of the log", reading.run_id, seq, reading.client)
+    elif log is not None and not losses.told_before(case, reading, reset):
         pasts = [text_of_log(event for event in log if event.seq <= seq)]
         if seq in gone:  # told from a memory that Redis had outlived
             pasts.append(text_of_log([*log[:-1], *(gone[n] for n in sorted(gone) if n <= seq)]))

@@ -84,6 +84,16 @@ def test_a_history_in_which_all_is_right_has_no_violation() -> None:
     assert world.violations() == []
 
 
+def test_of_a_run_that_was_deleted_the_log_may_be_there_in_part() -> None:
+    world = World()
+    world.read(b'event: reset\ndata: {"seq":3,"text":"One two "}\n\n', cursor="x", how="cut")
+    world.runs, world.frames = [], []
+    world.journal = {1: ("w_a", [Append("run_a", 1, FRAMES[:2])])}
+    assert "reset" not in {violation.rule for violation in world.violations()}
+    world.read(b'event: reset\ndata: {"seq":3,"text":"Two two "}\n\n', cursor="x", how="cut")
+    assert "reset" in {violation.rule for violation in world.violations()}
+
+
 def test_another_fault_puts_the_end_off_as_long_as_it_could_delay_it() -> None:
     world = World()
     ended_late(world)
