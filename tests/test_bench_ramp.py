@@ -27,14 +27,14 @@ def test_steps_double_up_to_what_was_asked_for() -> None:
 
 
 def test_where_they_are_too_many_steps_go_halfway_back_until_both_ends_are_near() -> None:
-    assert asked(10_000, holds=1350) == [50, 100, 200, 400, 800, 1600, 1200, 1400]
-    assert asked(10_000, holds=810) == [50, 100, 200, 400, 800, 1600, 1200, 1000, 900]
+    assert asked(10_000, holds=1350) == [50, 100, 200, 400, 800, 1600, 1200]
+    assert asked(10_000, holds=810) == [50, 100, 200, 400, 800, 1600, 1200, 1000]
     assert asked(300, holds=250) == [50, 100, 200, 300, 250]
     assert asked(300, holds=10) == [50], "none that was held to go back to"
     for holds in range(50, 5000, 7):
         steps = asked(10_000, holds)
         most, least = max(s for s in steps if s <= holds), min(s for s in steps if s > holds)
-        assert most < least <= 1.2 * most
+        assert most < least <= 1.35 * most
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------

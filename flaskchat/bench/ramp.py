@@ -26,7 +26,7 @@ FULL = 0.9
 IDLE = 0.5
 """Share of a core below which it is not the worker that came to its limit."""
 FIRST = 50
-NEAR = 1.2
+NEAR = 1.35
 """As near as the smallest number that is too many comes to the largest that is not."""
 SETTLE = 0.5
 """Seconds after the last reply of a step began, before anything is counted."""
@@ -130,7 +130,7 @@ class Bench:
             self._say(f"{what}: {done:,} have begun")
 
         progress(0)
-        patience = 30 + count / 20
+        patience = 10 + count / 50  # a worker that is far over its limit would take minutes
         asked = {"targets": targets or [[count, *QUESTION]], "seconds": patience}
         opened = self._load.ask("open", asked, seconds=patience + 10, progress=progress)
         self._load.ask("measure", SETTLE, seconds=30)  # and forgotten

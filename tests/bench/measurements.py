@@ -109,7 +109,7 @@ def of_servers(bench: Bench, load: Child, running: Running) -> float | None:
 
 
 def most(bench: Bench, subject: Subject) -> Figures:
-    """How many replies are not too many, as near as a fifth."""
+    """How many replies are not too many, as near as a third."""
     first = bench.count(400)
     with subject.running(bench.folder, bench.model_url) as running, bench.warm(running, 20) as (ramps, _):
         steps = ramps.ramp(20 * first, bench.seconds, first=first)
