@@ -208,7 +208,11 @@ def busy(serve: Callable[..., Server], model: Running) -> Callable[..., Server]:
 
 
 def gone(pids: set[int]) -> bool:
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may go while it is looked at
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return False
+    return True
 
 
 def assert_nobody_minded(server: Server, crowd: Crowd) -> None:
