@@ -26,7 +26,7 @@ from .errors import (
     NotFound,
     ReplyNotKept,
     Unavailable,
-)  # fmt: skip
+)
 from .feed import Feed
 from .live import Live, LiveRun
 from .log.base import Stop, clock
@@ -154,10 +154,12 @@ class Runs:
         try:
             if self.on_started is not None:
                 self.on_started(feed)
+        except Exception:  # whoever is not told of it costs nobody the reply
+            logger.exception("run %s: its start could not be told", begun.run_id)
+        try:
             if stopped_at is None:
                 tasks.spawn(self._open, feed, name="flaskchat-open")
-        except Exception as error:  # no thread is to be had, in a server of threads: nobody would ask the model
-            logger.exception("run %s: it could not be started", begun.run_id)
+        except RuntimeError as error:  # no thread is to be had, in a server of threads: nobody would ask the model
             self.end(feed, feed.blame(ModelError(f"it could not be started: {error}")))
         if stopped_at is not None:
             self.end(feed, Stopped(), stopped_at)

@@ -329,7 +329,7 @@ def test_an_old_conversation_that_somebody_is_just_going_on_with_is_not_deleted(
         return begun
 
     if how_far == "half written":
-        mine.holding.ensure = half_way  # type: ignore[method-assign]
+        mine.holding.ensure = half_way  # type: ignore[method-assign]  # stands still there
     begun = mine.database.write(go_on)
     deleted = deleting[0].end()
     assert [row.id for row in mine.rows(sa.select(conversations.c.id))] == [old.conversation_id]

@@ -267,25 +267,31 @@ def test_models_that_take_their_time_to_close_hold_up_no_other_reply(
     assert state(runtime, slow.begun.run_id) == "error"
 
 
-@pytest.mark.parametrize("name", ["flaskchat-open", "told"])
-def test_a_run_for_which_no_thread_is_to_be_had_ends_at_once(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_run_for_which_no_thread_is_to_be_had_ends_at_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = tasks.spawn
 
     def scarce(function: Any, *args: Any, **more: Any) -> Any:
-        if more.get("name") == name:
+        if more.get("name") == "flaskchat-open":
             raise RuntimeError("can't start new thread")
         return spawn(function, *args, **more)
 
     monkeypatch.setattr(tasks, "spawn", scarce)
-    runtime.runs.on_started = lambda feed: tasks.spawn(print, name="told")
     begun, live = runtime.runs.start(OWNER, command())
     assert live is not None
     for _ in deadline(30, "the run's end"):
         if state(runtime, begun.run_id) != "running":
             break
     assert state(runtime, begun.run_id) == "error"
+
+
+def test_a_run_whose_start_cannot_be_told_goes_on(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(feed: Feed) -> None:
+        raise RuntimeError("can't start new thread")
+
+    runtime.runs.on_started = fails
+    feed = said(runtime, runtime.runs.start(OWNER, command())[0].run_id)
+    assert not feed.over()
+    assert "its start could not be told" in caplog.text
 
 
 @pytest.mark.parametrize("cursor", [None, "1", "99", "x"])
