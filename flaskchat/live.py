@@ -38,7 +38,7 @@ class LiveRun:
         # as they belong together, whatever is let go of meanwhile.
         self._stock = (0, array("Q"), bytearray())
         self._last = (-1, -1, b"")
-        """What was taken last, with its cursors: the others who watch the same run ask for the same."""
+        """What is likely to be taken next, with its cursors: others who watch the same run ask for the same."""
         self.ended = False
         """The last frame is the terminal one."""
         self.closed = False
@@ -79,10 +79,13 @@ class LiveRun:
         return bytes(self._stock[2])
 
     def extend(self, frames: list[bytes], ended: bool) -> None:
-        _, ends, data = self._stock
+        base, ends, data = self._stock
         for frame in frames:
             data += frame
             ends.append(len(data))
+        if len(frames) == 1:  # as nearly always: whoever is up to date takes just that
+            after = base + len(ends)
+            self._last = (after - 1, after, frames[0])
         if ended:
             self.ended = True
             self.ended_at = time.monotonic()

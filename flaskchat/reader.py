@@ -94,11 +94,9 @@ class Reader:
 
     def _over(self) -> bool:
         """Whether nothing more will come than what is there."""
-        return self.run.ended or self.run.closed or self._gone or self._closed or self._parting()
-
-    def _parting(self) -> bool:
-        """Whether it ends though its run goes on: elsewhere. One of this worker's own ends with its run."""
-        return self._keeper.parting and not self.run.own
+        run = self.run
+        # Those of others' runs end where this worker leaves, though the runs go on; one of its own ends with its run.
+        return run.ended or run.closed or self._gone or self._closed or (self._keeper.parting and not run.own)
 
     # -- the server iterates ---------------------------------------------------------------------------------------
 
