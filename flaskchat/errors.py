@@ -19,7 +19,7 @@ for the operator's log.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from .models import Error
 
@@ -32,6 +32,18 @@ class FlaskChatError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+
+    def bare(self) -> Self:
+        """This, without where it came from: for one that is handled and kept. The frames that it came through hold all
+        that was in them, down to the pump's with the runs of its tick, and one of them often holds the error: a circle,
+        which stays until the collector comes, and that is seldom.
+        """
+        error: BaseException | None = self
+        while error is not None:
+            before = error.__cause__ or error.__context__
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            error = before
+        return self
 
 
 class ConfigurationError(FlaskChatError):

@@ -161,7 +161,7 @@ class Feed:
         """What went wrong: in words for the user, in detail for the operator's log."""
         if not self.over():
             logger.warning("run %s: %s: %s", self.begun.run_id, error.code, error.logged(words=self._log_words))
-        return error.event()
+        return error.bare().event()
 
     def _end(self, terminal: Terminal) -> None:
         self.terminal = terminal

@@ -354,7 +354,7 @@ class Pump:
                 self._following = True
             self._news.extend(self.log.turn(lease, entries, endings))
         except LogUnavailable as error:
-            refused = error
+            refused = error.bare()
             refused.finished = self.log.without(entries)
         # A turn that appends must not fail over what it reads, so it does not say either whether it could read; and one
         # of a log that tells has not looked.

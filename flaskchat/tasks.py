@@ -100,11 +100,27 @@ def spawn(function: Callable[..., object], *args: object, name: str = "flaskchat
     return _Thread(thread)
 
 
-def _outcome(function: Callable[..., object], args: Any, kwargs: Any) -> tuple[object, BaseException | None]:
+def _call(given: list[Any], function: Callable[..., object], args: Any, kwargs: Any) -> None:
+    """For `_given`, in another task. The exception is carried as a value: whoever runs the task would print every one.
+    Many are answers.
+    """
     try:
-        return function(*args, **kwargs), None
+        given.append((function(*args, **kwargs), None))
     except BaseException as error:
-        return None, error
+        given.append((None, error))
+
+
+def _given(given: list[Any]) -> Any:
+    """What a call gave: returned, or raised, so that no frame keeps the error. Else the error, the frames that it came
+    through and all that is in them would hold each other until the collector comes.
+    """
+    value, error = given.pop()
+    if error is None:
+        return value
+    try:
+        raise error
+    finally:
+        del error
 
 
 class Offloader:
@@ -131,16 +147,14 @@ class Offloader:
             from gevent.threadpool import ThreadPool
 
             self._pool = ThreadPool(self._size)
-        # The exception is carried back as a value: the pool would print every one, also those that are answers.
-        result = self._pool.spawn(_outcome, function, args, kwargs)
+        given: list[Any] = []
+        result = self._pool.spawn(_call, given, function, args, kwargs)
         try:
-            value, error = result.get()
+            result.get()
         except BaseException:
             result.wait()
             raise
-        if error is not None:
-            raise error
-        return value  # type: ignore[no-any-return]
+        return _given(given)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         if self._pool is not None:
@@ -163,14 +177,13 @@ class Errands:
                 return function(*args, **kwargs)
         import gevent
 
-        value, error = gevent.spawn(self._carry_out, function, args, kwargs).get()
-        if error is not None:
-            raise error
-        return value  # type: ignore[no-any-return]
+        given: list[Any] = []
+        gevent.spawn(self._carry_out, given, function, args, kwargs).get()
+        return _given(given)  # type: ignore[no-any-return]
 
-    def _carry_out(self, function: Callable[..., object], args: Any, kwargs: Any) -> Any:
+    def _carry_out(self, given: list[Any], function: Callable[..., object], args: Any, kwargs: Any) -> None:
         with self._lock:
-            return _outcome(function, args, kwargs)
+            _call(given, function, args, kwargs)
 
     def close(self) -> None:
         pass

@@ -125,7 +125,7 @@ class Titles:
                 feed.notes.append(Title(title))
                 self._touch(feed)
         except ModelError as error:
-            logger.info("run %s: no title from its model: %s", begun.run_id, error.logged(words=False))
+            logger.info("run %s: no title from its model: %s", begun.run_id, error.bare().logged(words=False))
         except FlaskChatError as error:
             logger.info("run %s: no title from its model: %s", begun.run_id, error)
         except Exception:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from flaskchat.errors import FlaskChatError, ModelClosedEarly
 from flaskchat.feed import Feed
 from flaskchat.log.base import Append, Entry, Leave, Stop
-from flaskchat.models import Delta, Done
-from tests.test_pump import Bench
+from flaskchat.models import Delta, Done, Event
+from tests.test_pump import Bench, Puts
 
 
 @pytest.fixture
@@ -103,3 +105,53 @@ def test_a_source_whose_closing_raises_keeps_no_other_from_being_read(bench: Ben
     bench.put(good, source, Delta("fine"), Done())
     bench.tick()
     assert {ending.run_id: ending.state for ending in bench.log.endings} == {"run_a": "done", "run_b": "done"}
+
+
+class Breaks(Puts):
+    """A source that keeps what it raises, as one does that gives first what came before."""
+
+    def read(self) -> list[Event]:
+        if self.error is None:
+            try:
+                raise OSError("cut")
+            except OSError as error:
+                self.error = ModelClosedEarly(str(error))
+                raise self.error from error
+        raise self.error
+
+
+@pytest.fixture
+def without_the_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def kept(*kinds: type) -> list[Any]:
+    return [one for one in gc.get_objects() if isinstance(one, kinds)]
+
+
+@pytest.mark.usefixtures("without_the_collector")
+def test_a_model_that_breaks_off_leaves_nothing_of_its_tick_to_the_collector(bench: Bench) -> None:
+    feed, source = bench.run("run_a")
+    broken, _ = bench.run("run_b")
+    broken.source = Breaks()
+    bench.put(feed, source, Delta("Hello"), Done())
+    bench.pump.touch(broken)
+    bench.tick(2)
+    assert broken.live.ended
+    del feed, source, broken, _
+    assert kept(Feed, FlaskChatError, Puts, Breaks) == []
+
+
+@pytest.mark.usefixtures("without_the_collector")
+def test_a_log_that_refuses_leaves_nothing_of_its_tick_to_the_collector(bench: Bench) -> None:
+    feed, source = bench.run("run_a")
+    bench.log.unavailable = True
+    bench.put(feed, source, Delta("Hello"))
+    bench.tick(3)
+    bench.log.unavailable = False
+    bench.tick()
+    assert feed.live.last_seq == 2
+    assert [one.__traceback__ for one in kept(FlaskChatError)] in ([], [None]), "but for what the test's own log keeps"

@@ -93,6 +93,24 @@ pool.close()
         tasks.Offloader(1).call(int, "x")
 
 
+def test_what_a_failed_call_came_through_is_let_go_of_without_the_collector() -> None:
+    code = """
+import gc, weakref
+class Fault(Exception):
+    pass
+def fail():
+    raise Fault
+def fault_of(pool):
+    try:
+        pool.call(fail)
+    except Fault as fault:
+        return weakref.ref(fault)
+gc.disable()
+print([fault_of(pool)() for pool in (tasks.Offloader(1), tasks.Errands())])
+"""
+    assert on_greenlets(code) == "[None, None]\n"
+
+
 def test_a_caller_that_is_killed_goes_only_after_its_call_has_ended() -> None:
     """Else its connection would be handed on while a thread is still in it."""
     on_greenlets(
