@@ -57,6 +57,7 @@ def test_a_hit_is_opened_where_it_is(visit: Visit, chat: Server) -> None:
     expect(page.locator(".message")).to_have_count(0)
     search(page).fill("nightjar")
     expect(page.locator(".hit mark")).to_have_count(1)
+    expect(page.locator(".hit")).to_contain_text("The nightjar sleeps.")
     read: list[str] = []
     page.on("request", lambda each: read.append(each.url) if "/conversations/c_" in each.url else None)
     rows(page).first.click()

@@ -17,6 +17,20 @@ export function marked(title: string, query: string): string[] {
   return words.length === 0 ? [title] : title.split(new RegExp(`(${words.join("|")})`, "iu"));
 }
 
+/**
+ * A hit in three pieces, as it reads without its Markdown. Only what can hardly be anything else is taken away: `2**3`,
+ * `f(*args, **more)`, `C#` and `__init__` mean what they say.
+ */
+export function plain({ before, match, after }: Hit): string[] {
+  return `${before}\0${match}\0${after}`
+    .replace(/!?\[([^\][]*)\]\([^()\s\0]*[./:#][^()\s\0]*\)/g, "$1")
+    .replace(/(^|\s)(?:#{1,6}|>)\s/g, "$1")
+    .replace(/\s?\|(?:\s*(?:-{2,}|:-+:?|-+:)\s*\|)+/g, "")
+    .replace(/`/g, "")
+    .replace(/(?<![\p{L}\p{N}*~])(\*{1,3}|~~)(?=\S)([^*~]*[^\s*~])\1(?![\p{L}\p{N}*~])/gu, "$2")
+    .split("\0");
+}
+
 export class Search {
   readonly #context: Context;
   readonly #row: (item: ConversationItem) => TemplateResult | null;
@@ -170,6 +184,7 @@ function title(item: ConversationItem, query: string): unknown {
   return marked(item.title, query).map((piece, index) => (index % 2 ? html`<mark>${piece}</mark>` : piece));
 }
 
-function hit({ before, match, after }: Hit): TemplateResult {
+function hit(found: Hit): TemplateResult {
+  const [before, match, after] = plain(found);
   return html`<span class="hit" dir="auto">${before}<mark>${match}</mark>${after}</span>`;
 }

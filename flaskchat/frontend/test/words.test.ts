@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { plain } from "../src/search.ts";
 import { finishWords, span, when } from "../src/words.ts";
 
 test("why a reply was cut short is said in words", () => {
@@ -16,4 +17,27 @@ test("times are told in few words", () => {
   assert.equal(when(now / 1000 - 300, now), "5 min ago");
   assert.match(when("2024-01-31T10:00:00Z", now), /2024/);
   assert.equal(when("nonsense", now), "");
+});
+
+test("what was found is shown without its Markdown, and with all that only looks like it", () => {
+  const read = (written: string): string => {
+    const [before = "", match = "", after = ""] = written.split("^");
+    return plain({ message_id: "", before, match, after }).join("^");
+  };
+  for (const [written, expected] of [
+    ["Use **`flask ^run^`** for *this*, ~~not~~ that.", "Use flask ^run^ for this, not that."],
+    ["the **^big^ bad** wolf, ***very*** bad", "the ^big^ bad wolf, very bad"],
+    ["## The ^end^  > said [the guide](https://example.org/a?b) ![a plan](plan.png)", "The ^end^  said the guide a plan"],
+    ["[the ^guide^](guide.md)", "the ^guide^"],
+    ["| ^a^ | b | |---|:-:| | 1 | - |", "| ^a^ | b | | 1 | - |"],
+  ])
+    assert.equal(read(written!), expected);
+  for (const same of [
+    "2**3 ^and^ 4**2, a * b * c",
+    "C# ^and^ __init__ of snake_case",
+    "x>y, #1, -- ^and^ ---",
+    "f(*args, **^more^)[0](x)",
+    "[it](https://^a^.org)",
+  ])
+    assert.equal(read(same), same);
 });
