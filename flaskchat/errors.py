@@ -38,11 +38,11 @@ class FlaskChatError(Exception):
         that was in them, down to the pump's with the runs of its tick, and one of them often holds the error: a circle,
         which stays until the collector comes, and that is seldom.
         """
-        error: BaseException | None = self
-        while error is not None:
-            before = error.__cause__ or error.__context__
+        errors: list[BaseException] = [self]
+        while errors:
+            error = errors.pop()
+            errors += [before for before in (error.__cause__, error.__context__) if before is not None]
             error.__traceback__ = error.__cause__ = error.__context__ = None
-            error = before
         return self
 
 

@@ -4,7 +4,8 @@ Deliberate choices; do not change one without reading why:
 
  1. One task per worker does it for all runs. A greenlet, timer, lock or commit per run or token is what makes others
     dear.
- 2. A tick comes at once after silence, then at most every TICK seconds: what came in between is one event per run.
+ 2. A tick comes at once after silence, then at most every TICK seconds (AFTER_WAIT where the last brought nothing of
+    ours): what came in between is one event per run.
  3. The commit does not hold the hub (the log says how it is called; a file's may be slow), and nothing is gathered
     meanwhile: the models' sockets hold what comes, and the next tick has it all.
  4. When the log cannot be written, what was gathered is kept and tried again; past a bound the sources are not read.

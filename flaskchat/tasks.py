@@ -154,7 +154,8 @@ class Offloader:
         except BaseException:
             result.wait()
             raise
-        return _given(given)  # type: ignore[no-any-return]
+        value: T = _given(given)
+        return value
 
     def close(self) -> None:
         if self._pool is not None:
@@ -179,7 +180,8 @@ class Errands:
 
         given: list[Any] = []
         gevent.spawn(self._carry_out, given, function, args, kwargs).get()
-        return _given(given)  # type: ignore[no-any-return]
+        value: T = _given(given)
+        return value
 
     def _carry_out(self, given: list[Any], function: Callable[..., object], args: Any, kwargs: Any) -> None:
         with self._lock:

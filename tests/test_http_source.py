@@ -299,6 +299,30 @@ def test_a_source_goes_without_the_collector(reach):
         gc.enable()
 
 
+@pytest.mark.parametrize("last", [b"", b'data: {"error": {"message": "overloaded"}}\n\n'], ids=["cut", "error"])
+def test_a_source_goes_without_the_collector_that_is_closed_before_its_error_is_raised(last):
+    released = threading.Event()
+    frame = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+    head = STREAM + b"Transfer-Encoding: chunked\r\n\r\n"
+    with server([head, lambda _: released.wait(5), chunked(frame + last)]) as (url, _):
+        source = ask(provider_at(url))
+        source.open()
+        released.set()
+        events = []
+        while not (events and source.pending):
+            events += source.read()
+            time.sleep(0.01)
+        parts = [weakref.ref(source), weakref.ref(source._decoder)]
+        gc.collect()
+        gc.disable()
+        try:
+            source.close()
+            del source
+            assert [part() for part in parts] == [None, None]
+        finally:
+            gc.enable()
+
+
 @pytest.mark.skipif("gevent.monkey" in sys.modules, reason="this is the second run")
 @pytest.mark.parametrize("module", ["test_http_source.py", "test_http_close.py"])
 def test_all_of_it_holds_under_gevents_patches(module):

@@ -56,7 +56,7 @@ class GeneratorSource:
             with self._context():
                 self._iterate()
         except ModelError as error:
-            self._error = error
+            self._error = error.bare()
         except BaseException as error:  # SystemExit would end the worker; a gevent.Timeout is no Exception either
             if not self._closed:  # else it is our own kill
                 logger.exception("the model %r raised", self._request.model)

@@ -159,7 +159,7 @@ class StreamDecoder:
         except sse.LineTooLong as error:
             self._error = ModelProtocolError(str(error))
         except ModelError as error:
-            self._error = error
+            self._error = error.bare()
         return self._take()
 
     def _feed_frames(self, data: bytes) -> None:
@@ -179,7 +179,7 @@ class StreamDecoder:
         except (sse.LineTooLong, ModelProtocolError):
             ended = False  # a frame that was cut off
         except ModelError as error:
-            self._error = error
+            self._error = error.bare()
             return self._take()
         if not ended:
             if self._whole():

@@ -230,7 +230,7 @@ class HTTPSource:
                 error = problem  # it says more
             if not events:
                 raise error from None
-            self._error = error
+            self._error = error.bare()
             self.pending = True
         else:
             self.pending = decoder.pending
