@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 
+import pytest
+
 from flaskchat import errors
 from flaskchat.errors import ModelError, RequestError
 from tests.conftest import ROOT
@@ -41,3 +43,25 @@ def test_a_hosts_own_errors_are_its_own() -> None:
 
     assert Broke.code not in errors.model_codes()
     assert Closed.status not in errors.problem_codes()
+
+
+def broken(cause: Exception, context: Exception) -> None:
+    try:
+        raise context
+    except ValueError:
+        raise ModelError("it broke") from cause
+
+
+def test_a_bare_error_keeps_nothing_of_what_led_to_it() -> None:
+    cause, context = OSError("cut"), ValueError("before")
+    with pytest.raises(OSError, match="cut"):
+        raise cause
+    with pytest.raises(ModelError) as raised:
+        broken(cause, context)
+    error = raised.value
+    led = [error, cause, context]
+    assert (error.__cause__, error.__context__) == (cause, context)
+    assert all(each.__traceback__ is not None for each in led)
+    assert error.bare() is error
+    assert error.logged(words=True) == "it broke"
+    assert all(each.__traceback__ is each.__cause__ is each.__context__ is None for each in led)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,17 @@ def test_a_reader_takes_what_is_there_joined_and_then_nothing() -> None:
     assert run.take(0) == (b"abc", 3)
     assert run.take(2) == (b"c", 3)
     assert run.take(3) == (b"", 3)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1, 1, 3], [1, 3, 1], [3]])
+def test_what_a_reader_takes_depends_on_its_cursor_alone_however_the_events_came(sizes: list[int]) -> None:
+    letters = b"abcdefgh"[: sum(sizes)]
+    for cursors in itertools.permutations(range(len(letters) + 1), 2):
+        run = LiveRun("run_a", own=True)
+        for size in sizes:
+            run.extend([bytes([letter]) for letter in letters[run.last_seq : run.last_seq + size]], False)
+        for cursor in cursors:
+            assert run.take(cursor) == (letters[cursor:], len(letters))
 
 
 def test_a_reader_that_is_behind_takes_about_one_chunk_a_time() -> None:
