@@ -289,6 +289,7 @@ def test_the_focus_goes_where_one_writes_when_the_pressed_button_goes(visit: Vis
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator(".waiting")).to_have_count(2)
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
+    wait_for_focus(page, "Your message")
     page.keyboard.type("Fourth")
     expect(box(page)).to_have_value("Fourth")
 
