@@ -33,16 +33,20 @@ class FlaskChatError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
-    def bare(self) -> Self:
+    def bare(self, *, alone: bool = False) -> Self:
         """This, without where it came from: for one that is handled and kept. The frames that it came through hold all
         that was in them, down to the pump's with the runs of its tick, and one of them often holds the error: a circle,
         which stays until the collector comes, and that is seldom.
+
+        :param alone: what led to it is left as it is: that is the host's, which may show it later.
         """
         errors: list[BaseException] = [self]
         while errors:
             error = errors.pop()
-            errors += [before for before in (error.__cause__, error.__context__) if before is not None]
-            error.__traceback__ = error.__cause__ = error.__context__ = None
+            if not alone:
+                errors += [before for before in (error.__cause__, error.__context__) if before is not None]
+            for name in ("__traceback__", "__cause__", "__context__"):
+                BaseException.__setattr__(error, name, None)  # one of another library may allow nothing to be set
         return self
 
 

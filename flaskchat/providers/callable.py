@@ -39,7 +39,8 @@ class GeneratorSource:
         self._texts: deque[str] = deque()
         self._waiting = 0
         self._task: tasks.Task | None = None
-        self._error: ModelError | None = None
+        self._error: ModelError | None = ModelRaised("it did not come to its end")
+        """Until it has: whatever else goes wrong, half a reply is not taken for all of it."""
         self._ended = False
         self._closed = False
 
@@ -55,12 +56,18 @@ class GeneratorSource:
         try:
             with self._context():
                 self._iterate()
+            self._error = None
         except ModelError as error:
-            self._error = error.bare()
-        except BaseException as error:  # SystemExit would end the worker; a gevent.Timeout is no Exception either
-            if not self._closed:  # else it is our own kill
+            self._error = error
+            if error.__cause__ is not None:  # which is not told elsewhere
                 logger.exception("the model %r raised", self._request.model)
+            error.bare(alone=True)
+        except BaseException as error:  # SystemExit would end the worker; a gevent.Timeout is no Exception either
+            if self._closed:  # it is our own kill
+                self._error = None
+            else:
                 self._error = ModelRaised(f"{type(error).__name__}")
+                logger.exception("the model %r raised", self._request.model)
         finally:
             self._ended = True
             self.on_ready()
