@@ -8,6 +8,7 @@ this is the standard library, looked up when called; what is not is `Offloader` 
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import select
 import sys
@@ -105,9 +106,16 @@ def _call(given: list[Any], function: Callable[..., object], args: Any, kwargs: 
     Many are answers.
     """
     try:
-        given.append((function(*args, **kwargs), None))
+        answer = (function(*args, **kwargs), None)
+        if not given:
+            given.append(answer)
     except BaseException as error:
-        given.append((None, error))
+        if not given:
+            given.append((None, error))
+
+
+_GONE = object()
+"""Stands where a call gives its answer, once nobody waits for it."""
 
 
 def _given(given: list[Any]) -> Any:
@@ -152,7 +160,10 @@ class Offloader:
         try:
             result.get()
         except BaseException:
-            result.wait()
+            while not result.ready():
+                with contextlib.suppress(BaseException):  # whoever is told to go once more has been told
+                    result.wait()
+            given.clear()
             raise
         value: T = _given(given)
         return value
@@ -179,7 +190,11 @@ class Errands:
         import gevent
 
         given: list[Any] = []
-        gevent.spawn(self._carry_out, given, function, args, kwargs).get()
+        try:
+            gevent.spawn(self._carry_out, given, function, args, kwargs).get()
+        except BaseException:
+            given[:] = [_GONE]
+            raise
         value: T = _given(given)
         return value
 

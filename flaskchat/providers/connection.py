@@ -128,7 +128,7 @@ class Connection:
             try:
                 found.append(socket.getaddrinfo(host, port, type=_socket.SOCK_STREAM))
             except (OSError, UnicodeError) as error:
-                found.append(error)
+                found.append(str(error))  # not itself: its frames hold what it would be kept in
             finally:
                 bell.set()
 
@@ -138,7 +138,7 @@ class Connection:
             raise ModelUnreachable(f"{host}: no address in time")
         self._bell = None
         self._check()
-        if isinstance(found[0], Exception):
+        if isinstance(found[0], str):
             raise ModelUnreachable(f"{host}: {found[0]}")
         return list(found[0])
 

@@ -144,8 +144,9 @@ class HTTPSource:
         self._busy = True
         try:
             return [] if self._closed else self._read()
-        except ModelError:
+        except ModelError as error:
             if self._closed:  # that was us
+                error.bare()
                 return []
             raise
         finally:
@@ -226,11 +227,12 @@ class HTTPSource:
         try:
             events = events + decoder.close()
         except ModelError as error:
+            error.bare()  # the decoder keeps it, also where another says more
             if problem is not None and isinstance(error, ModelClosedEarly):
-                error = problem  # it says more
+                error = problem
             if not events:
                 raise error from None
-            self._error = error.bare()
+            self._error = error
             self.pending = True
         else:
             self.pending = decoder.pending
