@@ -188,10 +188,15 @@ class Live:
             if entry.seq != 1:
                 return  # its beginning was never seen; a reader that asks for it makes us look again
             run = self.add(LiveRun(entry.run_id, own=False))
-        if run.own or run.ended or run.closed:
-            return
         if run.held is not None:
-            run.held.append(entry)
+            with self._changing:
+                if run.held is not None:
+                    run.held.append(entry)
+                    return
+        self._take_in(run, entry)
+
+    def _take_in(self, run: LiveRun, entry: Append) -> None:
+        if run.own or run.ended or run.closed:
             return
         skip = run.last_seq + 1 - entry.seq
         if skip < 0:
@@ -207,14 +212,20 @@ class Live:
 
     def loading(self, run_id: str) -> LiveRun:
         """A run whose past is about to be read from the log: appends wait until `loaded`."""
-        run = self.add(LiveRun(run_id, own=False))
+        run = LiveRun(run_id, own=False)
         run.held = []
-        return run
+        return self.add(run)
 
     def loaded(self, run: LiveRun, past: list[Append]) -> None:
-        held, run.held = run.held or [], None
-        for entry in [*past, *held]:
-            self.apply(entry)
+        """Takes in the past and then what was appended since. Another thread may append meanwhile: that waits until all
+        that came before it is in.
+        """
+        while run.held is not None:
+            for entry in past:
+                self._take_in(run, entry)
+            with self._changing:
+                past = run.held
+                run.held = [] if past else None
 
     def tidy(self, *, keep_ended: float) -> None:
         """Let go of others' runs that ended `keep_ended` seconds ago, and of the oldest events past the limit."""
