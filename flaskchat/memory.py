@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def give_back() -> None:
-    """Takes a few milliseconds, in which no other thread is given memory. See malloc_trim(3)."""
+    """Takes some 10 ms for 100 MB that are free, in which no other thread is given memory. See malloc_trim(3)."""
     try:
         import ctypes  # which not every Python has
 

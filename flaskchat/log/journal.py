@@ -75,7 +75,7 @@ class Journal(Rows):
         self._worker_id = ""
         self._bell: Bell | None = None
         self._deaf = False
-        """Whether there is nothing to listen with."""
+        """Whether there was nothing to listen with, as where the user's other processes have taken all of it."""
         if sys.platform == "linux":
             try:
                 self._bell = Bell(f"{os.path.realpath(database.path)}-bell")
@@ -83,14 +83,19 @@ class Journal(Rows):
                 logger.warning("this process cannot tell others of new events, who look for them instead: %s", error)
 
     def listen(self, wanted: bool) -> int | None:
-        if self._bell is None or self._deaf:
+        if self._bell is None:
             return None
         try:
-            return self._bell.listen(wanted)
+            found = self._bell.listen(wanted)
         except OSError as error:
-            logger.warning("this process is not told of new events, and looks for them instead: %s", error)
+            if not self._deaf:
+                logger.warning("this process is not told of new events, and looks for them instead: %s", error)
             self._deaf = True
             return None
+        if self._deaf:
+            logger.warning("this process is told of new events again")
+            self._deaf = False
+        return found
 
     def heard(self) -> None:
         if self._bell is not None:
