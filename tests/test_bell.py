@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from flaskchat.ear import AGAIN, Ear
 from flaskchat.log.base import Append, Orphan, Stop
 from flaskchat.log.bell import Bell
+from flaskchat.poller import Poller
 from flaskchat.store.base import Lease
 from tests.rooms import Rooms, ending_of, worker_rooms
 
@@ -158,3 +160,30 @@ def test_who_cannot_ring_appends_all_the_same_and_says_so(
     assert "cannot tell others" in caplog.text
     assert rooms.journal.listen(True) is None
     rooms.append(rooms.begin(), "word")
+
+
+def test_who_could_not_listen_for_want_of_descriptors_asks_again(
+    make: Callable[[], Rooms], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def used_up(self: Bell) -> None:
+        raise OSError(24, "Too many open files")
+
+    journal, now = make().journal, 1000.0
+    monkeypatch.setattr("flaskchat.ear.time.monotonic", lambda: now)
+    poller = Poller()
+    ear = Ear(lambda: journal, poller)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Bell, "_open", used_up)
+            for _ in range(3):
+                ear.listen(True)
+                assert not ear.hears
+                now += AGAIN
+        ear.listen(True)
+        assert ear.hears
+        ear.listen(False)
+        assert not ear.hears
+    finally:
+        poller.close()
+    told = [record.getMessage() for record in caplog.records if "told of new events" in record.getMessage()]
+    assert len(told) == 2, "once when it begins, once when it is over"

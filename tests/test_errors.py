@@ -62,6 +62,10 @@ def test_a_bare_error_keeps_nothing_of_what_led_to_it() -> None:
     led = [error, cause, context]
     assert (error.__cause__, error.__context__) == (cause, context)
     assert all(each.__traceback__ is not None for each in led)
+    assert error.bare(alone=True) is error
+    assert error.__traceback__ is error.__cause__ is error.__context__ is None
+    assert cause.__traceback__ is not None, "alone, what led to it is as it was"
+    error.__cause__, error.__context__ = cause, context
     assert error.bare() is error
     assert error.logged(words=True) == "it broke"
     assert all(each.__traceback__ is each.__cause__ is each.__context__ is None for each in led)

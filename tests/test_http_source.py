@@ -299,12 +299,19 @@ def test_a_source_goes_without_the_collector(reach):
         gc.enable()
 
 
-@pytest.mark.parametrize("last", [b"", b'data: {"error": {"message": "overloaded"}}\n\n'], ids=["cut", "error"])
+FRAME = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+LASTS = {
+    "cut": chunked(FRAME),
+    "error": chunked(FRAME + b'data: {"error": {"message": "overloaded"}}\n\n'),
+    "framing": chunked(FRAME).removesuffix(b"0\r\n\r\n") + b"zz\r\n",
+}
+
+
+@pytest.mark.parametrize("last", LASTS.values(), ids=LASTS)
 def test_a_source_goes_without_the_collector_that_is_closed_before_its_error_is_raised(last):
     released = threading.Event()
-    frame = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
     head = STREAM + b"Transfer-Encoding: chunked\r\n\r\n"
-    with server([head, lambda _: released.wait(5), chunked(frame + last)]) as (url, _):
+    with server([head, lambda _: released.wait(5), last]) as (url, _):
         source = ask(provider_at(url))
         source.open()
         released.set()

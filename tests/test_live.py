@@ -132,6 +132,23 @@ def test_what_comes_while_the_past_is_read_waits_for_it() -> None:
     assert run.frames == []
     live.loaded(run, [append(1, b"a"), append(2, b"b", b"c")])
     assert run.frames == [b"a", b"b", b"c", b"d"]
+    assert run.held is None
+
+
+def test_what_another_thread_appends_while_the_past_is_taken_in_waits_as_well() -> None:
+    live = Live(1 << 20)
+    run = live.loading("run_a")
+
+    def past() -> Iterator[Append]:
+        yield append(1, b"a")
+        live.apply(append(3, b"c"))
+        yield append(2, b"b")
+
+    live.loaded(run, past())  # type: ignore[arg-type]
+    assert run.frames == [b"a", b"b", b"c"]
+    live.apply(append(4, b"d"))
+    assert run.frames == [b"a", b"b", b"c", b"d"]
+    assert not run.closed
 
 
 def test_readers_are_woken_when_their_run_moves_and_not_otherwise() -> None:

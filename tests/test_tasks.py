@@ -111,6 +111,37 @@ print([fault_of(pool)() for pool in (tasks.Offloader(1), tasks.Errands())])
     assert on_greenlets(code) == "[None, None]\n"
 
 
+def test_what_a_call_raises_is_let_go_of_also_where_its_caller_was_killed() -> None:
+    code = """
+import gc, weakref
+class Fault(Exception):
+    pass
+sleep = monkey.get_original("time", "sleep")
+def faults_of(pool, wait):
+    faults = []
+    def fail():
+        wait(0.2)
+        fault = Fault()
+        faults.append(weakref.ref(fault))
+        try:
+            raise fault
+        finally:
+            del fault
+    task = tasks.spawn(pool.call, fail)
+    tasks.sleep(0.05)
+    task.kill()
+    task.join(60)
+    while not faults:
+        tasks.sleep(0.01)
+    tasks.sleep(0.05)
+    del task
+    return [fault() for fault in faults]
+gc.disable()
+print(faults_of(tasks.Offloader(1), sleep), faults_of(tasks.Errands(), tasks.sleep))
+"""
+    assert on_greenlets(code) == "[None] [None]\n"
+
+
 def test_a_caller_that_is_killed_goes_only_after_its_call_has_ended() -> None:
     """Else its connection would be handed on while a thread is still in it."""
     on_greenlets(
@@ -125,11 +156,14 @@ def caller():
         pool.call(work)
     finally:
         order.append("caller gone")
-task = tasks.spawn(caller)
-tasks.sleep(0.05)
-task.kill()
-task.join(60)
-assert order == ["call ended", "caller gone"], order
+for kills in (1, 3):
+    order.clear()
+    task = tasks.spawn(caller)
+    for _ in range(kills):
+        tasks.sleep(0.03)
+        task.kill()
+    task.join(60)
+    assert order == ["call ended", "caller gone"], order
 pool.close()
 """
     )
