@@ -29,6 +29,7 @@ from flaskchat.models import Delta, Done, Reasoning, Tool
 from flaskchat.providers import http
 
 from .server import badmodel
+from .server.client import deadline
 from .sockets import (  # noqa: F401
     HI,
     HI_EVENTS,
@@ -328,6 +329,35 @@ def test_a_source_goes_without_the_collector_that_is_closed_before_its_error_is_
             assert [part() for part in parts] == [None, None]
         finally:
             gc.enable()
+
+
+class UnknownName(OSError):
+    """One that can be watched."""
+
+
+def test_a_name_that_is_not_found_leaves_nothing_to_the_collector(monkeypatch):
+    faults = []
+
+    def unknown(*_, **__):
+        fault = UnknownName(-2, "Name or service not known")
+        faults.append(weakref.ref(fault))
+        try:
+            raise fault
+        finally:
+            del fault
+
+    monkeypatch.setattr("flaskchat.providers.connection.socket.getaddrinfo", unknown)
+    source = ask(provider_at("https://nowhere.invalid/v1"))
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ModelUnreachable, match="not known"):
+            source.open()
+        for _ in deadline(30, "the task that looked it up to be gone"):
+            if faults[0]() is None:
+                break
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif("gevent.monkey" in sys.modules, reason="this is the second run")
