@@ -85,6 +85,10 @@ def hits(c: Connection, found: dict[str, str | None], shown: list[str], words: l
     return {wanted[row.id]: {"message_id": row.id, **snippet(row.text, words)} for row in c.execute(select)}
 
 
+_BLOCK = re.compile(r"(?:(?<=\n)|\A(?!…)) {0,3}(?:(?:#{1,6}|>)[ \t]+)+")
+"""The marks of a heading or a quotation: once all is on one line nobody can tell them from a comment or `5 > 3`."""
+
+
 def snippet(text: str, words: list[str]) -> dict[str, str]:
     """`before`, `match` and `after` of the first word in a text, on one line."""
     first = min(
@@ -96,8 +100,10 @@ def snippet(text: str, words: list[str]) -> dict[str, str]:
     before = text[max(0, at - BEFORE) : at]
     if at > BEFORE:
         before = "…" + before.partition(" ")[2]
+    before = _BLOCK.sub("", before)
     after = text[end : end + AFTER]
     if end + AFTER < len(text):
         after = after.rpartition(" ")[0] + "…"
+    after = _BLOCK.sub("", f"…{after}")[1:]  # which goes on where the match ends, also if that is with a mark
     flat = str.maketrans("\n\r\t", "   ")
     return {"before": before.translate(flat), "match": text[at:end].translate(flat), "after": after.translate(flat)}

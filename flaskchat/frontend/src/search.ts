@@ -19,15 +19,15 @@ export function marked(title: string, query: string): string[] {
 
 /**
  * A hit in three pieces, as it reads without its Markdown. Only what can hardly be anything else is taken away: `2**3`,
- * `f(*args, **more)`, `C#` and `__init__` mean what they say.
+ * `f(*args, **more)`, `C#` and `__init__` mean what they say. Marks at the beginning of a line the server has taken away,
+ * who knows where lines begin: here `5 > 3` looks like a quotation.
  */
 export function plain({ before, match, after }: Hit): string[] {
   return `${before}\0${match}\0${after}`
-    .replace(/!?\[([^\][]*)\]\([^()\s\0]*[./:#][^()\s\0]*\)/g, "$1")
-    .replace(/(^|\s)(?:#{1,6}|>)\s/g, "$1")
+    .replace(/(?<![\p{L}\p{N}_)\]])!?\[([^\][]*)\]\([^()\s\0]*[./:#][^()\s\0]*\)/gu, "$1")
     .replace(/\s?\|(?:\s*(?:-{2,}|:-+:?|-+:)\s*\|)+/g, "")
     .replace(/`/g, "")
-    .replace(/(?<![\p{L}\p{N}*~])(\*{1,3}|~~)(?=\S)([^*~]*[^\s*~])\1(?![\p{L}\p{N}*~])/gu, "$2")
+    .replace(/(?<![\p{L}\p{N}*~])(\*{1,3}|~~)(?=\S)([^*~]*[^\s*~])\1(?![\p{L}\p{N}*~]|\p{P}\0?[\p{L}\p{N}])/gu, "$2")
     .split("\0");
 }
 

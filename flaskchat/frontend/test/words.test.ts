@@ -27,7 +27,7 @@ test("what was found is shown without its Markdown, and with all that only looks
   for (const [written, expected] of [
     ["Use **`flask ^run^`** for *this*, ~~not~~ that.", "Use flask ^run^ for this, not that."],
     ["the **^big^ bad** wolf, ***very*** bad", "the ^big^ bad wolf, very bad"],
-    ["## The ^end^  > said [the guide](https://example.org/a?b) ![a plan](plan.png)", "The ^end^  said the guide a plan"],
+    ["The ^end^  said [the guide](https://example.org/a?b) ![a plan](plan.png)", "The ^end^  said the guide a plan"],
     ["[the ^guide^](guide.md)", "the ^guide^"],
     ["| ^a^ | b | |---|:-:| | 1 | - |", "| ^a^ | b | | 1 | - |"],
   ])
@@ -38,6 +38,13 @@ test("what was found is shown without its Markdown, and with all that only looks
     "x>y, #1, -- ^and^ ---",
     "f(*args, **^more^)[0](x)",
     "[it](https://^a^.org)",
+    "if 5 > ^3^ then",
+    "ls -l > ^out^.txt",
+    "^a^ > b && c",
+    "x = 1  # the ^count^",
+    "foo(a)[i](b.^c^)",
+    "handlers[name](^event^.data)",
+    "*.js,*.^ts^",
   ])
     assert.equal(read(same), same);
 });
