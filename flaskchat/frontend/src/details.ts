@@ -7,10 +7,10 @@ import { span } from "./words.ts";
 
 const count = (tokens: number): string => tokens.toLocaleString();
 
-export function details(entry: Entry): TemplateResult {
-  const { usage, timing } = entry;
+/** What there is to tell, each under its name. */
+export function facts({ model, usage, timing, text, reasoning, running }: Entry): [string, string][] {
   const rows: [string, string][] = [];
-  if (entry.model) rows.push(["Model", entry.model]);
+  if (model) rows.push(["Model", model]);
   if (usage?.input_tokens) {
     rows.push(["Tokens read", count(usage.input_tokens) + (usage.cached_tokens ? `, ${count(usage.cached_tokens)} of them cached` : "")]);
   }
@@ -20,7 +20,10 @@ export function details(entry: Entry): TemplateResult {
       count(usage.output_tokens) + (usage.reasoning_tokens ? `, ${count(usage.reasoning_tokens)} of them reasoning` : ""),
     ]);
   }
-  if (timing && timing.first !== null) {
+  if (!text && !reasoning && !running) {
+    // Whoever has seen the reply or not: nothing has taken any time.
+    rows.push(["Text", "none came"]);
+  } else if (timing && timing.first !== null) {
     rows.push(["First token after", span(timing.first)]);
     if (timing.rest !== null) {
       rows.push(["Written in", span(timing.rest)]);
@@ -31,7 +34,11 @@ export function details(entry: Entry): TemplateResult {
   } else {
     rows.push(["Times", "not known: this browser did not see the reply from its beginning"]);
   }
+  return rows;
+}
+
+export function details(entry: Entry): TemplateResult {
   return html`<dl class="details">
-    ${rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+    ${facts(entry).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
   </dl>`;
 }

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { Entry } from "../src/conversation.ts";
+import { facts } from "../src/details.ts";
 import { plain } from "../src/search.ts";
 import { finishWords, span, when } from "../src/words.ts";
 
@@ -47,4 +49,20 @@ test("what was found is shown without its Markdown, and with all that only looks
     "*.js,*.^ts^",
   ])
     assert.equal(read(same), same);
+});
+
+test("the details of a reply without a word say that none came, and those of another how long it took, if that is known", () => {
+  const failed = new Entry("assistant", null);
+  failed.begin(true);
+  failed.end({ event: "error", code: "model_refused", message: "The model's server refused the request.", retryable: false });
+  assert.deepEqual(facts(failed), [["Text", "none came"]]);
+  const elsewhere = new Entry("assistant", null, "Half a reply");
+  elsewhere.begin();
+  elsewhere.end({ event: "stopped" });
+  assert.deepEqual(facts(elsewhere), [["Times", "not known: this browser did not see the reply from its beginning"]]);
+  const seen = new Entry("assistant", null);
+  seen.begin(true);
+  seen.apply({ event: "delta", text: "Hello" });
+  seen.apply({ event: "done", finish_reason: "stop" });
+  assert.deepEqual(facts(seen).map(([name]) => name), ["First token after", "Written in"]);
 });
