@@ -256,6 +256,24 @@ def test_somebody_elses_conversation_is_not_there(visit: Visit, chat: Server) ->
     assert "Secret" not in other.locator("flask-chat").inner_text()
 
 
+@pytest.mark.parametrize("way", ["button", "message"])
+def test_where_no_conversation_is_a_new_one_is_begun(visit: Visit, chat: Server, way: str) -> None:
+    page = visit(f"{chat.url}/c/c_unknown")
+    expect(page.get_by_role("heading", name="Not here")).to_be_visible()
+    buttons = page.locator(".welcome").get_by_role("button")
+    expect(buttons).to_have_text(["New conversation", "Try again"])
+    if way == "button":
+        buttons.first.click()
+        expect(page.get_by_text("What would you like to know?")).to_be_visible()
+        assert page.url == f"{chat.url}/"
+        expect(page.get_by_label("Your message")).to_be_focused()
+    ask(page, text="A new one.", rate=0)
+    is_over(page)
+    expect(reply(page)).to_have_text("A new one.")
+    expect(page.get_by_role("heading", name="Not here")).to_have_count(0)
+    assert stored(page)["messages"][-1]["text"] == "A new one."
+
+
 def test_the_end_is_followed_only_while_the_reader_is_there(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ask(page, tag="scrolls", tokens=40_000, rate=100)

@@ -51,15 +51,8 @@ import { Shell } from "./shell.ts";
 import { styles } from "./styles.ts";
 import { Thread } from "./thread.ts";
 import { fitToView } from "./view.ts";
+import { failure, welcome } from "./welcome.ts";
 import { WirePlace } from "./wire-place.ts";
-
-/** Who answers. The server labels its guide so, which is alone where no model is connected; others have their names. */
-function answers(model: Model, alone: boolean): TemplateResult {
-  return alone && model.id === "guide" && model.label === "Guide"
-    ? html`No language model is connected yet. The <b>guide</b> answers from flaskchat's documentation; ask it how to
-        connect one. `
-    : html`<b>${model.label}</b> answers. `;
-}
 
 export class FlaskChatElement extends LitElement {
   static override styles = styles;
@@ -108,6 +101,7 @@ export class FlaskChatElement extends LitElement {
   readonly #composer = new Composer(this, {
     kept: () => this.#kept,
     send: (text) => {
+      if (this.#session.missing) void this.#go(null); // nothing can be said in a conversation that is not there
       this.#session.send(text);
       this.#follower?.toEnd();
       this.requestUpdate();
@@ -126,11 +120,7 @@ export class FlaskChatElement extends LitElement {
     models: () => this.#models,
     pick: (model) => (this.#session.model = model),
     href: (id) => this.#href(id),
-    open: (id) => {
-      const shown = this.#show(id);
-      if (this.page && this.#href(id) !== location.pathname) history.pushState(null, "", this.#href(id));
-      return shown;
-    },
+    open: (id) => this.#go(id),
     reveal: async (message) => {
       const entry = this.#session.reveal(message);
       this.#follower?.leave();
@@ -279,8 +269,8 @@ export class FlaskChatElement extends LitElement {
           <div class="scroll" part="messages" tabindex="0" role="group" aria-label="Messages">
             <div class="column messages">
               ${session.loading ? html`<p class="words going">Loading the conversation…</p>` : nothing}
-              ${session.failure ? this.#failure(session.failure) : nothing}
-              ${empty ? this.#welcome() : nothing}
+              ${session.failure ? failure(session, () => void session.open(this.conversation), () => void this.#go(null)) : nothing}
+              ${empty ? welcome(session, this.#models) : nothing}
               ${this.#thread.render(branch)}
             </div>
           </div>
@@ -296,7 +286,7 @@ export class FlaskChatElement extends LitElement {
                 running: running !== null && !running.stopping,
                 models: this.#models,
                 model: session.model ?? session.conversation.model ?? null,
-                disabled: session.loading ? "Loading the conversation…" : session.failure,
+                disabled: session.loading ? "Loading the conversation…" : session.missing ? "" : session.failure,
               })}
             </div>
           </footer>
@@ -307,25 +297,6 @@ export class FlaskChatElement extends LitElement {
       </div>`;
   }
 
-  #welcome(): TemplateResult {
-    const model = this.#models.find((each) => each.id === this.#session.model) ?? this.#models.find((each) => each.default);
-    return html`<div class="welcome">
-      <h2>What would you like to know?</h2>
-      <p>
-        ${model ? answers(model, this.#models.length === 1) : nothing}You can reload, close the tab or lose the connection: the
-        reply goes on and is here when you come back.${this.#session.conversation.systemPrompt ? html` Your system prompt is set.` : nothing}
-      </p>
-    </div>`;
-  }
-
-  #failure(words: string): TemplateResult {
-    return html`<div class="welcome">
-      <h2>${this.#session.missing ? "Not here" : "Not loaded"}</h2>
-      <p>${words}</p>
-      <p><button @click=${() => void this.#session.open(this.conversation)}>Try again</button></p>
-    </div>`;
-  }
-
   #href(id: string | null): string {
     return this.#api.url(id === null ? "/" : `/c/${encodeURIComponent(id)}`);
   }
@@ -333,6 +304,13 @@ export class FlaskChatElement extends LitElement {
   #idOf(path: string): string | null {
     const prefix = this.#api.url("/c/");
     return path.startsWith(prefix) ? decodeURIComponent(path.slice(prefix.length)) : null;
+  }
+
+  /** Show it, under its address. */
+  #go(id: string | null): Promise<void> {
+    const shown = this.#show(id);
+    if (this.page && this.#href(id) !== location.pathname) history.pushState(null, "", this.#href(id));
+    return shown;
   }
 
   #show(id: string | null): Promise<void> {
@@ -352,7 +330,7 @@ export class FlaskChatElement extends LitElement {
   async #reopen(id: string): Promise<void> {
     await this.#show(id);
     if (this.#shown !== id) return;
-    if (this.#session.failure && this.#session.missing) await this.#show(null);
+    if (this.#session.missing) await this.#show(null);
     else if (this.page) history.replaceState(null, "", this.#href(id));
   }
 

@@ -120,6 +120,7 @@ export class Session {
     this.conversation = aside ?? this.#empty(id);
     this.#options.wire?.clear();
     this.problem = this.failure = "";
+    this.missing = false;
     this.loading = id !== null && !aside;
     this.#events.onChange();
     if (id === null) return this.sending.pump(this.conversation);
