@@ -21,6 +21,8 @@ export class Api {
   readonly endpoint: string;
   /** Told of each conversation that was changed or deleted by this page. */
   changed: (id: string) => void = () => undefined;
+  /** Told the status of each answer. */
+  answered: (status: number) => void = () => undefined;
   readonly #fetch: Fetch;
 
   /** @param endpoint the path under which the chat is mounted, without a slash at its end; "" for the root. */
@@ -30,14 +32,19 @@ export class Api {
   }
 
   readonly fetch: Fetch = async (input, init) => {
+    const ask = async (): Promise<Response> => {
+      const response = await this.#fetch(input, init);
+      this.answered(response.status);
+      return response;
+    };
     if (Api.#first === null) {
-      const answer = this.#fetch(input, init);
+      const answer = ask();
       Api.#first = Promise.race([answer.catch(() => null), new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
       return answer;
     }
     await Api.#first;
     init?.signal?.throwIfAborted();
-    return this.#fetch(input, init);
+    return ask();
   };
 
   url(path: string): string {

@@ -17,6 +17,7 @@
  *   run-finished        a reply that was followed has ended; detail: conversation, message, run, and status:
  *                       done | error | stopped | interrupted
  *   conversationchange  another conversation is shown, or a new one has been given its id; detail.id, null for a new one
+ *   signed-out          the server has answered that nobody is signed in
  *
  * Custom properties; each holds in light and dark alike where it is set
  *   --flask-chat-background  --flask-chat-soft (side, questions)  --flask-chat-line (borders)
@@ -48,6 +49,7 @@ import type { Model } from "./protocol.ts";
 import { Follower } from "./scroll.ts";
 import { Session } from "./session.ts";
 import { Shell } from "./shell.ts";
+import { signIn } from "./sign-in.ts";
 import { styles } from "./styles.ts";
 import { Thread } from "./thread.ts";
 import { fitToView } from "./view.ts";
@@ -173,6 +175,7 @@ export class FlaskChatElement extends LitElement {
         onChange: () => this.requestUpdate(),
         onConversation: (id) => this.#named(id),
         onRun: () => this.#shell.ran(),
+        onSignedOut: () => this.#tell("signed-out", {}),
         onNews: this.#news.tell,
         onSent: (ids) => this.#tell("message-sent", ids),
         onFinish: (end) => {
@@ -280,7 +283,9 @@ export class FlaskChatElement extends LitElement {
                 ? html`<button class="end" @click=${this.#toEnd}>${down}<span>${running ? "Follow the reply" : "To the end"}</span></button>`
                 : nothing}
               ${this.#shell.notice()}
-              ${session.problem ? html`<p class="problem" role="alert">${session.problem}</p>` : nothing}
+              ${session.signedOut || session.problem
+                ? html`<p class="problem" role="alert">${session.signedOut ? signIn() : session.problem}</p>`
+                : nothing}
               ${this.#composer.render({
                 conversation: this.conversation,
                 running: running !== null && !running.stopping,

@@ -23,6 +23,8 @@ import type { Times } from "./timing.ts";
 export interface SessionEvents {
   /** Something other than a running reply's text changed. */
   onChange: () => void;
+  /** Nobody is signed in any more. */
+  onSignedOut?: () => void;
   /** A new conversation has its id. */
   onConversation?: (id: string) => void;
   /** A reply began or ended: the list of conversations looks different now. */
@@ -63,6 +65,8 @@ export class Session {
   failure = "";
   /** It is not there: another attempt would not find it either. */
   missing = false;
+  /** Nobody is signed in, as the last answer said: until somebody is, the server does nothing for this page. */
+  signedOut = false;
   readonly #api: Api;
   readonly #events: SessionEvents;
   readonly #options: SessionOptions;
@@ -80,6 +84,7 @@ export class Session {
     this.#api = api;
     this.#events = events;
     this.#options = options;
+    api.answered = (status) => this.#answered(status);
     this.#branches = new Branches(api, options.clock ?? REAL, (words) => {
       this.problem = words;
       events.onChange();
@@ -92,6 +97,16 @@ export class Session {
       problem: (words) => (this.problem = words),
       pump: (conversation) => this.sending.pump(conversation),
     });
+  }
+
+  /** Somebody may have signed in again in another tab: then an answer says so. */
+  #answered(status: number): void {
+    const out = status === 401;
+    if (out === this.signedOut || (!out && status >= 400)) return;
+    this.signedOut = out;
+    if (out) this.#events.onSignedOut?.();
+    else this.problem = "";
+    this.#events.onChange();
   }
 
   readonly sending = new Sending({

@@ -227,9 +227,9 @@ export class Shell {
   }
 
   side(): TemplateResult {
-    const { conversation, running } = this.#actions.session();
+    const { conversation, running, signedOut } = this.#actions.session();
     const { id, title } = conversation;
-    return html`${this.sidebar.render({ id, title, running: running !== null, heading: this.#over ? this.#level : 0 })}
+    return html`${this.sidebar.render({ id, title, running: running !== null, signedOut, heading: this.#over ? this.#level : 0 })}
       <div class="backdrop" @click=${this.#toggle}></div>`;
   }
 

@@ -7,6 +7,7 @@ import { dots, plus } from "./icons.ts";
 import type { ConversationList } from "./list.ts";
 import type { Panels } from "./panels.ts";
 import type { ConversationItem } from "./protocol.ts";
+import { signIn } from "./sign-in.ts";
 import { when } from "./words.ts";
 
 /** How far from its end the list is when more of it is read. Pixels. */
@@ -26,6 +27,8 @@ export interface SidebarState {
   id: string | null;
   title: string;
   running: boolean;
+  /** Nobody is signed in. */
+  signedOut: boolean;
   /** The level of its heading where it covers the conversation, which has none to be found then; else 0. */
   heading: number;
 }
@@ -62,7 +65,7 @@ export class Sidebar {
     </nav>`;
   }
 
-  #rows({ id, title, running }: SidebarState): TemplateResult {
+  #rows({ id, title, running, signedOut }: SidebarState): TemplateResult {
     const list = this.#list;
     const panels = this.#actions.panels();
     return html`<ul>
@@ -84,7 +87,9 @@ export class Sidebar {
       </ul>
       ${list.next ? html`<button class="more" @click=${this.#more}>Earlier conversations</button>` : nothing}
       ${list.failed
-        ? html`<p class="note">The list could not be loaded. <button @click=${() => list.refresh()}>Try again</button></p>`
+        ? html`<p class="note">
+            ${signedOut ? signIn() : html`The list could not be loaded. <button @click=${() => list.refresh()}>Try again</button>`}
+          </p>`
         : list.loaded && list.items.length === 0
           ? html`<p class="note">Your conversations will be listed here.</p>`
           : nothing}`;

@@ -210,6 +210,7 @@ export class Streams {
         entry.end({ event: "interrupted", message: "The server does not know this reply any more." });
         return;
       case "refused":
+        this.#api.answered(outcome.problem.status); // to this tab, or to the one that asks for all of them
         if (entry.runId === null) {
           hooks.onRefused?.(outcome.problem);
           // Another tab asked here first, or sent this already: show what it asked.

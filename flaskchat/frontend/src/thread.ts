@@ -113,13 +113,14 @@ export class Thread {
     const session = this.#actions.session();
     const cut = entry.status === "stopped" || entry.status === "interrupted";
     const failed = cut || entry.status === "error";
+    const asks = last && entry.id && !session.signedOut;
     const again = (): void => {
       session.regenerate(entry);
       this.#actions.follower()?.toEnd();
     };
     return html`<div class="actions">
-      ${last && cut && entry.id ? html`<button @click=${() => session.continue(entry)}>Continue</button>` : nothing}
-      ${last && failed && entry.id ? html`<button @click=${again}>Try again</button>` : nothing}
+      ${asks && cut ? html`<button @click=${() => session.continue(entry)}>Continue</button>` : nothing}
+      ${asks && failed ? html`<button @click=${again}>Try again</button>` : nothing}
       ${this.#walk(entry)} ${entry.text ? this.#copy(entry) : nothing}
       ${entry.id && !(last && failed) ? html`<button class="quiet" @click=${again}>Regenerate</button>` : nothing}
       ${entry.id

@@ -25,13 +25,15 @@ export function welcome(session: Session, models: readonly Model[]): TemplateRes
 }
 
 /** @param again tries to load it once more; @param begin shows a new conversation. */
-export function failure({ failure: words, missing }: Session, again: () => void, begin: () => void): TemplateResult {
+export function failure({ failure: words, missing, signedOut }: Session, again: () => void, begin: () => void): TemplateResult {
   return html`<div class="welcome">
     <h2>${missing ? "Not here" : "Not loaded"}</h2>
     <p>${words}${missing ? " What you write here begins a new one." : nothing}</p>
-    <p>
-      ${missing ? html`<button @click=${begin}>New conversation</button>` : nothing}
-      <button @click=${again}>Try again</button>
-    </p>
+    ${signedOut
+      ? nothing // Above the composer is what helps.
+      : html`<p>
+          ${missing ? html`<button @click=${begin}>New conversation</button>` : nothing}
+          <button @click=${again}>Try again</button>
+        </p>`}
   </div>`;
 }

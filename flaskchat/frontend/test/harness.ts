@@ -37,6 +37,8 @@ export class Harness {
   readonly returned: string[] = [];
   readonly announced: string[] = [];
   readonly ids: string[] = [];
+  /** How often the page was told that nobody is signed in. */
+  signedOut = 0;
   readonly session: Session;
 
   constructor(answers: Record<string, (Response | Promise<Response>)[]>, place = memory()) {
@@ -54,6 +56,7 @@ export class Harness {
         onReturn: (text) => this.returned.push(text),
         onAnnounce: (words) => this.announced.push(words),
         onConversation: (id) => this.ids.push(id),
+        onSignedOut: () => (this.signedOut += 1),
       },
       { kept: new Kept("/chat", place), clock: { setTimeout: (callback) => setTimeout(callback, 0), clearTimeout: (timer) => clearTimeout(timer as never), random: () => 0 } },
     );

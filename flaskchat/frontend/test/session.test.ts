@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { Api } from "../src/api.ts";
 import { Conversation } from "../src/conversation.ts";
 import { Kept } from "../src/kept.ts";
 import { Queue } from "../src/queue.ts";
 import type { Message } from "../src/protocol.ts";
+import { Session } from "../src/session.ts";
 import { endWords, runningWords } from "../src/words.ts";
 import { Harness, data, json, memory, message, sse, start } from "./harness.ts";
 
@@ -26,6 +28,40 @@ test("a question that is not valid is taken back with the server's words", async
   assert.equal(harness.session.problem, "Not valid: message.text.");
   assert.equal(harness.branch.length, 0);
   assert.equal(harness.queue.waiting.length, 0);
+});
+
+test("that nobody is signed in is told once, until an answer shows that somebody is", async () => {
+  const no = (): Response => json({ detail: "Sign in to use the chat.", code: "unauthorized" }, 401);
+  const harness = new Harness({
+    "POST /chat/conversation": [no(), no()],
+    "GET /chat/conversations/c_1": [no(), json({ code: "unavailable" }, 503), json(data([])), no()],
+  });
+  const { session } = harness;
+  for (const times of [1, 2]) {
+    session.send("Hi");
+    await harness.until(() => harness.returned.length === times);
+    assert.deepEqual([session.signedOut, harness.signedOut], [true, 1]);
+  }
+  await session.open("c_1");
+  assert.deepEqual([session.signedOut, harness.signedOut, session.failure], [true, 1, "Sign in to use the chat."]);
+  await session.open("c_1");
+  assert.equal(session.signedOut, true, "a server that fails knows of nobody");
+  await session.open("c_1");
+  assert.deepEqual([session.signedOut, session.problem, session.failure], [false, "", ""]);
+  await session.open("c_1");
+  assert.deepEqual([session.signedOut, harness.signedOut], [true, 2]);
+});
+
+test("that nobody is signed in is also heard from the tab that follows a reply for all", async () => {
+  const asked: string[] = [];
+  const reply = message("m_2", "m_1", "assistant", "", { status: "running", run_id: "run_1" });
+  const stored = data([message("m_1", null, "user", "Hi"), reply], { running: [{ run_id: "run_1", message_id: "m_2" }] });
+  const api = new Api("/chat", async () => json(stored));
+  const follow = async (run: string): Promise<Response> => (asked.push(run), json({ detail: "Sign in.", code: "unauthorized" }, 401));
+  const session = new Session(api, { onChange: () => undefined }, { kept: new Kept("/chat", memory()), follow });
+  await session.open("c_1");
+  for (let tries = 0; session.running && tries < 200; tries++) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.deepEqual([asked, session.signedOut], [["run_1"], true]);
 });
 
 test("a question that a proxy finds too long is taken back with words", async () => {
