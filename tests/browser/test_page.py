@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.conftest import Server
 from tests.server import badmodel
@@ -245,6 +245,18 @@ def test_a_reply_goes_on_while_its_reader_is_elsewhere(visit: Visit, chat: Serve
     page.go_back()
     wait_for_text(page, 40)
     stop_and_compare([page], directive)
+
+
+def test_without_javascript_the_first_thing_seen_says_so(browser: Browser, chat: Server) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 700}, java_script_enabled=False)
+    try:
+        page = context.new_page()
+        page.goto(chat.url)
+        notice = page.locator("noscript p")
+        expect(notice).to_be_in_viewport(ratio=1)
+        expect(page.locator("main")).to_be_hidden()
+    finally:
+        context.close()
 
 
 def test_somebody_elses_conversation_is_not_there(visit: Visit, chat: Server) -> None:
