@@ -49,6 +49,19 @@ def test_a_conversation_is_renamed_in_its_row(visit: Visit, chat: Server) -> Non
     expect(row(page, "A <b>new</b> name")).to_have_count(1)
 
 
+def test_a_phone_is_told_of_no_keys(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url, has_touch=True, is_mobile=True)
+    seed(page, "bees")
+    page.get_by_role("button", name="Menu of this conversation").tap()
+    expect(page.get_by_role("menuitem", name="The wire")).to_be_visible()
+    expect(page.get_by_role("menuitem", name="Keys")).to_have_count(0)
+    assert page.locator("kbd:visible").count() == 0
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Options for").tap()
+    expect(page.get_by_role("menuitem", name="Delete")).to_be_visible()
+    assert page.locator("kbd:visible").count() == 0
+
+
 def test_a_conversation_is_renamed_in_the_header_and_keeps_its_name_if_that_fails(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ids = seed(page, "Old name")

@@ -154,7 +154,7 @@ export class Panels {
           ]
         : []),
       { label: "The wire", key: WIRE_KEY, action: () => this.#context.wire() },
-      { label: "Keys", key: "?", action: () => this.keys() },
+      ...(matchMedia("(hover: none)").matches ? [] : [{ label: "Keys", key: "?", action: () => this.keys() }]),
     ]);
   }
 
