@@ -62,6 +62,25 @@ def test_a_phone_is_told_of_no_keys(visit: Visit, chat: Server) -> None:
     assert page.locator("kbd:visible").count() == 0
 
 
+def test_the_ring_around_the_first_name_in_the_list_is_whole(visit: Visit, chat: Server) -> None:
+    page = visit(chat.url, has_touch=True, is_mobile=True)
+    page.set_viewport_size({"width": 390, "height": 800})
+    seed(page, "bees")
+    page.get_by_role("button", name="Conversations").tap()
+    page.get_by_role("button", name="Options for").tap()
+    page.get_by_role("menuitem", name="Rename").tap()
+    name = page.get_by_label("Title of the conversation")
+    expect(name).to_be_focused()
+    room = name.evaluate(
+        """e => {
+          const style = getComputedStyle(e);
+          const ring = parseFloat(style.outlineWidth) + parseFloat(style.outlineOffset);
+          return e.getBoundingClientRect().top - e.closest(".rows").getBoundingClientRect().top - ring;
+        }"""
+    )
+    assert room >= 0
+
+
 def test_a_conversation_is_renamed_in_the_header_and_keeps_its_name_if_that_fails(visit: Visit, chat: Server) -> None:
     page = visit(chat.url)
     ids = seed(page, "Old name")
