@@ -100,6 +100,8 @@ def main() -> None:
     except SystemExit:  # it has said why
         raise SystemExit(1) from None
     model = app.extensions["flaskchat.answering"]
+    if words := app.extensions["flaskchat"].registry.taken_name():
+        print(f"flaskchat: {words}", file=sys.stderr)  # the workers, for whom the model is set below, cannot tell
     print(f"flaskchat answers with {model.model}, {model.why}", flush=True)
     print(f"flaskchat listens on {address}", flush=True)
     # the number also where it was set to nothing, as a compose file may: gunicorn would read that as a number

@@ -77,6 +77,8 @@ class FlaskChat:
         settings = config.load({**app.config, **given})
         config.warn_of_unknown(app.config)
         registry = Registry(settings, self._models, context=app.app_context)
+        for words in registry.without_key():
+            logger.warning("%s", words)
         url = settings.database_url or f"sqlite:///{Path(app.instance_path) / 'flaskchat.sqlite3'}"
         kinds.load(url)
         try:
@@ -94,7 +96,10 @@ class FlaskChat:
         identity = Identity(app, self._identity, required=settings.identity_required)
 
         def open_runtime() -> Runtime:
-            registry.default()  # complains here, where all models are registered, and not with the first message
+            chosen = registry.default()  # complains here, where all models are registered, and not with a message
+            logger.info("flaskchat answers with %s", chosen.id)
+            if words := registry.taken_name():
+                logger.warning("%s", words)
             runtime = Runtime(settings, url, registry, identity.still)
             runtime.pump.on_ended = lambda feed: herald.tell(signals.run_ended, feed)
             runtime.runs.on_started = lambda feed: herald.tell(signals.run_started, feed)

@@ -228,6 +228,15 @@ def test_the_model_is_chosen_once_for_all_workers(tmp_path: Path) -> None:
     assert f"workers find {chosen[1]}\n" in done.stdout
 
 
+def test_a_model_s_name_that_nobody_chose_and_a_key_that_is_missing_are_told(tmp_path: Path) -> None:
+    done = start(tmp_path, PORT=str(free_port()), OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    assert done.returncode == 0, done.stderr
+    assert "gpt-5-mini" in done.stderr
+    assert "FLASKCHAT_MODEL=openai:" in done.stderr
+    done = start(tmp_path, PORT=str(free_port()), FLASKCHAT_MODEL="anthropic:x")
+    assert "FLASKCHAT_ANTHROPIC_API_KEY" in done.stderr
+
+
 def test_other_options_of_gunicorn_s_are_handed_on(tmp_path: Path) -> None:
     options = ["--backlog", "64", "-k", "gevent", "--access-logfile", "-"]
     done = start(tmp_path, *options, PORT=str(free_port()), FLASKCHAT_MODEL="guide")

@@ -97,6 +97,30 @@ def test_an_unknown_key_is_warned_about_once(tmp_path: Path, caplog: pytest.LogC
     assert "FLASKCHAT_WORDS_PER_MINUTE" in caplog.text
 
 
+def test_a_model_without_its_key_is_warned_about_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "flaskchat"):
+        FlaskChat(bare(tmp_path, FLASKCHAT_MODEL="openai:gpt-5"))
+    assert len(caplog.messages) == 1
+    assert "FLASKCHAT_OPENAI_API_KEY" in caplog.text
+
+
+def test_the_worker_s_log_says_which_model_answers_and_that_its_name_was_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the chat is opened, because a Python model that is registered later would answer."""
+    for name, models in (("a", {}), ("b", {"parrot": parrot})):
+        app = bare(tmp_path / name, FLASKCHAT_OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+        chat = FlaskChat(app)
+        for model, function in models.items():
+            chat.model(model)(function)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "flaskchat"), ChatClient(app):
+            app.extensions["flaskchat"].start()
+        assert f"flaskchat answers with {'parrot' if models else 'openai:gpt-5-mini'}" in caplog.messages
+        warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert ["FLASKCHAT_MODEL" in words for words in warned] == ([] if models else [True])
+
+
 @pytest.mark.parametrize("url", ["nonsense", "sqlite//x", "postgresql://u:hunter2@h:port/d"])
 def test_a_database_url_that_is_none_is_told_at_the_start_without_its_password(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigurationError, match="FLASKCHAT_DATABASE_URL=") as caught:

@@ -78,6 +78,48 @@ def test_a_key_that_no_header_can_carry_is_refused_at_start(key):
         registry(**{key: "a\nb"})
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model": "openai:gpt-5"}, [("FLASKCHAT_MODEL names openai:gpt-5,", "FLASKCHAT_OPENAI_API_KEY")]),
+        ({"model": " anthropic:x "}, [("FLASKCHAT_MODEL names anthropic:x,", "FLASKCHAT_ANTHROPIC_API_KEY")]),
+        (
+            {"model": "openai:a", "models": "openai:b, anthropic:c", "openai_base_url": "https://api.openai.com/v1/"},
+            [("FLASKCHAT_MODEL names openai:a,", "OPENAI"), ("FLASKCHAT_MODELS names anthropic:c,", "ANTHROPIC")],
+        ),
+        ({"model": "openai:gpt-5", "openai_api_key": "sk-hunter2"}, []),
+        ({"model": "openai:x", "openai_base_url": "http://127.0.0.1:9/v1"}, []),
+        ({"model": "anthropic:x", "anthropic_base_url": "http://127.0.0.1:9"}, []),
+        ({"model": "guide"}, []),
+        ({}, []),
+    ],
+)
+def test_a_named_model_whose_key_is_missing_is_told_with_the_setting(settings, told):
+    found = registry(**settings).without_key()
+    assert len(found) == len(told)
+    for words, parts in zip(found, told, strict=True):
+        assert all(part in words for part in parts), words
+
+
+@pytest.mark.parametrize(
+    ("functions", "settings", "told"),
+    [
+        ({}, {"openai_base_url": "http://127.0.0.1:9/v1"}, True),
+        ({}, {"openai_base_url": "http://127.0.0.1:9/v1", "openai_api_key": "sk-hunter2"}, True),
+        ({}, {"openai_base_url": "http://127.0.0.1:9/v1", "model": "openai:x"}, False),
+        ({"a": parrot}, {"openai_base_url": "http://127.0.0.1:9/v1"}, False),
+        ({}, {"openai_api_key": "sk-hunter2"}, False),
+        ({}, {}, False),
+    ],
+)
+def test_a_model_s_name_that_nobody_chose_is_told_with_the_setting(functions, settings, told):
+    words = registry(functions, **settings).taken_name()
+    assert (words is not None) == told
+    if words is not None:
+        assert all(part in words for part in ("http://127.0.0.1:9/v1", "gpt-5-mini", "FLASKCHAT_MODEL=openai:"))
+        assert "hunter2" not in words
+
+
 @pytest.mark.parametrize("name", ["parrot", "my-model_2.0", "A"])
 def test_a_name_of_letters_digits_and_some_signs_can_be_a_models(name):
     Registry.check_name(name)

@@ -32,6 +32,7 @@ from .decoding import (
 from .endpoint import Endpoint
 from .http import HTTPSource
 
+DEFAULT_BASE_URL = "https://api.anthropic.com"
 DEFAULT_MODEL = "claude-sonnet-5"
 VERSION = "2023-06-01"
 

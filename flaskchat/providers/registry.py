@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from .. import tasks
-from ..config import Settings
+from ..config import Settings, without_passwords
 from ..errors import ConfigurationError, Invalid
 from ..models import Request
 from . import anthropic, names, openai
@@ -102,6 +102,44 @@ class Registry:
         if settings.anthropic_api_key:
             return Choice(f"anthropic:{anthropic.DEFAULT_MODEL}", "because ANTHROPIC_API_KEY is set")
         return Choice(GUIDE, "because no model is connected")
+
+    def without_key(self) -> list[str]:
+        """What is wrong with the models that the operator named, where their provider's own address asks for a key and
+        there is none: a sentence for each provider. A server of the operator's own may want none.
+        """
+        settings, found = self._settings, []
+        for provider, key, base_url, usual in (
+            ("openai", settings.openai_api_key, settings.openai_base_url, openai.DEFAULT_BASE_URL),
+            ("anthropic", settings.anthropic_api_key, settings.anthropic_base_url, anthropic.DEFAULT_BASE_URL),
+        ):
+            if key or base_url.rstrip("/").removesuffix("/v1") != usual.removesuffix("/v1"):
+                continue
+            for model_id in names.configured(settings):
+                if names.split(model_id)[0] == provider:
+                    by = "FLASKCHAT_MODEL" if model_id == (settings.model or "").strip() else "FLASKCHAT_MODELS"
+                    name = f"{provider.upper()}_API_KEY"
+                    found.append(
+                        f"{by} names {model_id}, and there is no key for it: set FLASKCHAT_{name}, which the "
+                        f"standalone application also takes as {name}"
+                    )
+                    break
+        return found
+
+    def taken_name(self) -> str | None:
+        """What to tell the operator where a server of theirs is asked for a model that nobody named, which it has only
+        by chance. Of use once all Python models are registered, because one of them would answer.
+        """
+        settings = self._settings
+        if settings.model or settings.openai_base_url.rstrip("/") == openai.DEFAULT_BASE_URL:
+            return None
+        chosen = self.default().id
+        if chosen != f"openai:{openai.DEFAULT_MODEL}":
+            return None
+        shown = without_passwords(settings.openai_base_url)
+        return (
+            f"no model is named for {shown}, so it is asked for {openai.DEFAULT_MODEL}: set "
+            "FLASKCHAT_MODEL=openai:name with a name that this server has (`flask chat models` shows what is set)"
+        )
 
     def offered(self) -> list[str]:
         """The ids that can be picked, the default first: nothing else is ever asked, whatever a client sends."""
