@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import pytest
 
+from flaskchat.config import load
 from flaskchat.errors import ConfigurationError, ModelBusy, ModelRefused
+from flaskchat.providers.anthropic import AnthropicProvider
 from flaskchat.providers.endpoint import Endpoint, refusal, retry_after
+from flaskchat.providers.openai import OpenAIProvider
 
 
 def endpoint(url="https://host.test/v1", *, plain_http=True, **headers):
     return Endpoint(
-        url, "/chat", headers, setting="FLASKCHAT_OPENAI_BASE_URL", connect_timeout=1.0, first_byte_timeout=1.0,
-        plain_http=plain_http,
+        url, "/chat", headers, setting="FLASKCHAT_OPENAI_BASE_URL", key_setting="FLASKCHAT_OPENAI_API_KEY",
+        connect_timeout=1.0, first_byte_timeout=1.0, plain_http=plain_http,
     )  # fmt: skip
 
 
@@ -157,6 +160,22 @@ def test_what_a_server_said_is_not_logged_unless_that_is_asked_for():
     assert "hunter2" not in logged
     assert "400, invalid_request_error" in logged, "its kind is one word that repeats nobody's"
     assert "FLASKCHAT_LOG_MODEL_ERRORS" in logged
+
+
+@pytest.mark.parametrize("provider", [OpenAIProvider, AnthropicProvider])
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [(400, []), (401, ["API_KEY"]), (403, ["API_KEY"]), (404, ["the model's name", "BASE_URL"]), (429, [])],
+)
+def test_the_operator_is_told_which_setting_to_look_at(provider, status, named):
+    prefix = f"FLASKCHAT_{provider.name.upper()}_"
+    keys = {"FLASKCHAT_OPENAI_API_KEY": "sk-hunter2", "FLASKCHAT_ANTHROPIC_API_KEY": "sk-hunter2"}
+    logged = refusal(provider(load(keys))._endpoint, status, lambda name: "", "Bad key").logged(words=False)
+    assert f": {status}" in logged
+    assert "hunter2" not in logged
+    assert ("look at" in logged) == bool(named)
+    for word in named:
+        assert (prefix + word if word.isupper() else word) in logged
 
 
 def test_a_date_is_counted_from_the_answer_s_own_clock_whatever_ours_says():

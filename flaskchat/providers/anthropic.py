@@ -245,6 +245,7 @@ class AnthropicProvider:
             "/v1/messages",
             headers,
             setting="FLASKCHAT_ANTHROPIC_BASE_URL",
+            key_setting="FLASKCHAT_ANTHROPIC_API_KEY",
             connect_timeout=settings.connect_timeout,
             first_byte_timeout=settings.first_byte_timeout,
             tls=tls,

@@ -32,6 +32,7 @@ class Endpoint:
     :param path: what is added to it.
     :param headers: the provider's own; their values are secrets and never shown.
     :param setting: the setting the address came from, to name in errors.
+    :param key_setting: that of the key.
     :param connect_timeout: seconds for name, connection and TLS together.
     :param first_byte_timeout: seconds from the start to the whole head of the answer.
     :param tls: the context to use in place of one with the system's and certifi's authorities.
@@ -46,6 +47,7 @@ class Endpoint:
         headers: Mapping[str, str],
         *,
         setting: str,
+        key_setting: str,
         connect_timeout: float,
         first_byte_timeout: float,
         tls: ssl.SSLContext | None = None,
@@ -75,6 +77,9 @@ class Endpoint:
         self.connect_timeout = connect_timeout
         self.first_byte_timeout = first_byte_timeout
         self._tls = tls
+        key = f"look at {key_setting}"
+        self.hints = {401: key, 403: key, 404: f"look at the model's name and at {setting}"}
+        """What the operator may do about a status; of the answer's own words the log has none."""
         for name, value in headers.items():
             if not _VISIBLE.match(value):
                 raise ConfigurationError(f"{setting}: the value for {name} holds characters that no header can carry")
@@ -138,7 +143,8 @@ def refusal(endpoint: Endpoint, status: int, header: Callable[[bytes], str], exc
         location = endpoint.without_secrets(header(b"location"))[:500]
         return ModelRefused(f"{endpoint}: redirects to {location!r} ({status}); redirects are not followed")
     kinds = "".join(f", {kind}" for kind in dict.fromkeys(_KINDS.findall(excerpt)))
-    detail = f"{endpoint}: {status}{kinds}: "
+    hint = f" ({endpoint.hints[status]})" if status in endpoint.hints else ""
+    detail = f"{endpoint}: {status}{kinds}{hint}: "
     if status in _BUSY or (status >= 500 and status not in _FINAL_5XX):
         return ModelBusy(detail, said=excerpt, retry_after=retry_after(header))
     return ModelRefused(detail, said=excerpt)

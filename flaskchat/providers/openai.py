@@ -258,6 +258,7 @@ class OpenAIProvider:
             "/chat/completions",
             headers,
             setting="FLASKCHAT_OPENAI_BASE_URL",
+            key_setting="FLASKCHAT_OPENAI_API_KEY",
             connect_timeout=settings.connect_timeout,
             first_byte_timeout=settings.first_byte_timeout,
             tls=tls,
