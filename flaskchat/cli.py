@@ -152,7 +152,7 @@ def db_copy(source_url: str) -> None:
     command is repeated, and is compared with the source at the end.
     """
     with _opened(transfer.open_target, "repeat the command, and the copy goes on") as (target, progress):
-        source = transfer.open_source(source_url)
+        source = transfer.open_source(source_url, "SOURCE_URL")
         try:
             past = transfer.past_of(current_state().settings, source)
             wrong = transfer.copy(source, target, past, progress)
@@ -169,7 +169,7 @@ def db_check(other_url: str | None) -> None:
         if other_url is None:
             _report(audit.inspect(database, progress), f"{database.name} holds together.")
             return
-        other = transfer.open_source(other_url)
+        other = transfer.open_source(other_url, "OTHER_URL")
         try:
             wrong = audit.compare(other, database, progress)
         finally:

@@ -24,7 +24,7 @@ from sqlalchemy.engine import Connection, make_url
 
 from . import audit
 from .config import Settings
-from .errors import FlaskChatError
+from .errors import ConfigurationError, FlaskChatError
 from .live import Live
 from .log.open import open_log
 from .store import finish, migrate, whole
@@ -48,6 +48,7 @@ _marks = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 _SOURCE = "source"
+_SETTING = "FLASKCHAT_DATABASE_URL"
 
 Past = Callable[[Collection[str]], dict[str, list[bytes]]]
 
@@ -56,20 +57,26 @@ class TransferRefused(FlaskChatError):
     """Nothing can be copied so; the text says why."""
 
 
-def open_source(url: str) -> Database:
+def open_source(url: str, called: str = _SETTING) -> Database:
     """A database that is there already, and of this version.
 
-    :raises TransferRefused, ConfigurationError:
+    :param called: where the URL was given, to name in errors.
+    :raises TransferRefused, ConfigurationError, Unavailable:
     """
-    database = open_database(url, timeout=TIMEOUT) if _there(url) else None
-    if database is None:
-        raise TransferRefused(f"there is no file {make_url(url).database!r}")
     try:
-        database.look()
-        found = database.read(migrate.version)
-    except BaseException:
-        database.close()
-        raise
+        database = open_database(url, timeout=TIMEOUT) if _there(url) else None
+        if database is None:
+            raise TransferRefused(f"there is no file {make_url(url).database!r}")
+        try:
+            found = migrate.standing(database)
+        except BaseException:
+            database.close()
+            raise
+    except ConfigurationError as error:
+        words = str(error)
+        if called == _SETTING or not words.startswith(_SETTING):
+            raise
+        raise ConfigurationError(f"{called}{words.removeprefix(_SETTING)}") from error
     if found == HEAD:
         return database
     database.close()
@@ -99,7 +106,7 @@ def _there(url: str) -> bool:
     """False for a file that is not there, which opening would make."""
     try:
         parsed = make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         return True  # opening says what is wrong with it
     return parsed.get_backend_name() != "sqlite" or not parsed.database or Path(parsed.database).exists()
 

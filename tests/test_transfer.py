@@ -311,3 +311,19 @@ def test_the_commands_say_what_they_do_and_no_password(tmp_path: Path, file: str
     result = run(args=["chat", "db", "check", file])
     assert result.exit_code == 1
     assert f"messages: 2 are missing in {path} (3, 4)\n" in result.stdout
+
+
+def test_an_argument_that_names_no_database_is_told_by_its_own_name(tmp_path: Path) -> None:
+    app = host(tmp_path)
+    run = app.test_cli_runner().invoke
+    run(args=["chat", "db", "upgrade"])
+    other = tmp_path / "other.sqlite3"
+    other.write_bytes(b"no database" * 1000)
+    for url in ("nonsense", "/path/x.sqlite3", "mysql://h/x", "postgresql://h:port/x", "sqlite://", f"sqlite:///{other}"):
+        for command, name in (("check", "OTHER_URL"), ("copy", "SOURCE_URL")):
+            result = run(args=["chat", "db", command, url])
+            assert result.exit_code == 1
+            assert result.output.startswith(f"Error: {name}"), result.output
+            assert "FLASKCHAT_DATABASE_URL" not in result.output
+    wrong = host(tmp_path, FLASKCHAT_DATABASE_URL="mysql://h/x").test_cli_runner().invoke(args=["chat", "db", "check"])
+    assert wrong.output.startswith("Error: FLASKCHAT_DATABASE_URL='mysql://h/x'")

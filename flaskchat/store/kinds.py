@@ -36,7 +36,7 @@ def open_database(url: str, *, timeout: float) -> Database:
     """
     try:
         parsed = make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise ConfigurationError(
             f"FLASKCHAT_DATABASE_URL={without_passwords(url)!r}: expected {EXPECTED}"
         ) from error
