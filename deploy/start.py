@@ -5,7 +5,6 @@ The model is chosen here, once, and handed to the workers by the environment; so
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import shlex
@@ -28,10 +27,12 @@ def fail(words: str) -> None:
 
 
 def check_options(options: list[str]) -> None:
-    """Refuse what would have gunicorn listen elsewhere than is checked and said here."""
-    parser = argparse.ArgumentParser(add_help=False, prog="flaskchat")
-    parser.add_argument("-b", "--bind", action="append")
-    given, _ = parser.parse_known_args(options)
+    """Refuse what gunicorn does not know, before anything is said, and what would have it listen elsewhere."""
+    from gunicorn.config import Config  # here: it reads WEB_CONCURRENCY, which has to be a number by then
+
+    parser = Config().parser()
+    parser.error = lambda message: fail(f"{message} (`gunicorn --help` lists its options)")
+    given = parser.parse_args(options)
     if given.bind:
         fail(f"--bind {given.bind[0]}: expected HOST and PORT in its place: HOST=0.0.0.0 PORT=9000 ./deploy/run")
 
@@ -70,15 +71,19 @@ def check_servers(state: State) -> None:
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):  # deploy/run has it, where nothing is installed yet
+        os.execv("/bin/sh", ["sh", str(ROOT / "deploy" / "run"), "--help"])  # noqa: S606
     os.chdir(ROOT)  # as gunicorn.conf.py does: a relative path means the same here and in the workers
+    workers = os.environ.get("WEB_CONCURRENCY") or "2"
+    if not workers.isdecimal() or not int(workers):
+        fail(f"WEB_CONCURRENCY={workers!r}: expected the number of workers, at least 1")
+    # also where it was set to nothing, as a compose file may: gunicorn would read that as a number
+    os.environ["WEB_CONCURRENCY"] = workers
     check_options(sys.argv[1:])
     try:
         check_options(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")))
     except ValueError as error:
         fail(f"GUNICORN_CMD_ARGS: {error}")
-    workers = os.environ.get("WEB_CONCURRENCY") or "2"
-    if not workers.isdecimal() or not int(workers):
-        fail(f"WEB_CONCURRENCY={workers!r}: expected the number of workers, at least 1")
     host = os.environ.get("HOST") or "127.0.0.1"
     port = os.environ.get("PORT") or "8000"
     if os.environ.get("LISTEN_FDS"):
@@ -104,8 +109,7 @@ def main() -> None:
         print(f"flaskchat: {words}", file=sys.stderr)  # the workers, for whom the model is set below, cannot tell
     print(f"flaskchat answers with {model.model}, {model.why}", flush=True)
     print(f"flaskchat listens on {address}", flush=True)
-    # the number also where it was set to nothing, as a compose file may: gunicorn would read that as a number
-    os.environ.update({"WEB_CONCURRENCY": workers, "FLASKCHAT_MODEL": model.model, **model.settings})
+    os.environ.update({"FLASKCHAT_MODEL": model.model, **model.settings})
     gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), *sys.argv[1:]]
     os.execv(sys.executable, gunicorn)  # noqa: S606  the same process, so signals and systemd's sockets reach it
 

@@ -243,6 +243,18 @@ def test_other_options_of_gunicorn_s_are_handed_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = start(tmp_path, "--nonsense", PORT=str(free_port()), FLASKCHAT_MODEL="guide")
     assert "unrecognized arguments: --nonsense" in done.stderr
+    assert (done.returncode, done.stdout) == (1, ""), "it said where it listens, and then did not"
+    assert "usage:" not in done.stderr
+
+
+def test_help_is_about_the_script_and_needs_nothing_installed(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(DEPLOY / "run", tmp_path / "deploy" / "run")
+    run = subprocess.run([tmp_path / "deploy" / "run", "-w", "4", "--help"], capture_output=True, text=True, timeout=30)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert all(word in run.stdout for word in ("./deploy/run", "HOST", "PORT", "WEB_CONCURRENCY", "FLASKCHAT_MODEL"))
+    assert len(run.stdout.splitlines()) < 20
+    assert start(tmp_path, "--help").stdout == run.stdout
 
 
 @pytest.mark.parametrize(
