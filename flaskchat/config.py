@@ -77,9 +77,9 @@ class Settings:
     titles: bool = _setting(True, "Ask the model for a conversation's title, beside its first reply.")
     system_prompt: str = _setting("", "System prompt of conversations that have none of their own.")
     openai_base_url: str = _setting("https://api.openai.com/v1", "Address of an OpenAI-compatible server.")
-    openai_api_key: str | None = _setting(None, "Its key.", secret=True)
+    openai_api_key: str | None = _setting(None, "The key for OpenAI, or for that server.", secret=True)
     anthropic_base_url: str = _setting("https://api.anthropic.com", "Address of Anthropic's API.")
-    anthropic_api_key: str | None = _setting(None, "Its key.", secret=True)
+    anthropic_api_key: str | None = _setting(None, "The key for Anthropic.", secret=True)
     plain_http: bool = _setting(False, "Allow http to model servers on other machines, not only on this one.")
     log_model_errors: bool = _setting(
         False, "Log the words with which a model's server explains an error; they may repeat what users wrote."

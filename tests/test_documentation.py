@@ -12,24 +12,27 @@ from typing import get_args
 import pytest
 
 from flaskchat import errors, models
+from flaskchat.config import SETTINGS
 from tests.test_deploy import DEPLOY, ROOT, load
 
 
-def test_the_table_of_settings_is_in_step() -> None:
+def test_the_tables_of_settings_are_in_step() -> None:
     settings = load(DEPLOY / "settings.py", "deploy_settings")
-    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
-    assert settings.with_table(text) == text, "run: python deploy/settings.py"
+    sizes = {}
+    for path, chosen in settings.TABLES.items():
+        text = path.read_text(encoding="utf-8")
+        assert settings.with_table(text, chosen) == text, "run: python deploy/settings.py"
+        sizes[path] = len(chosen)
+    assert sizes == {DEPLOY / "README.md": len(SETTINGS), ROOT / "README.md": len(settings.FIRST)}
 
 
 def test_the_table_needs_its_marks() -> None:
     settings = load(DEPLOY / "settings.py", "deploy_settings")
     with pytest.raises(ValueError, match="expected the marks"):
-        settings.with_table("# no marks\n")
+        settings.with_table("# no marks\n", [])
 
 
 def test_the_documentation_names_no_setting_that_is_not_there() -> None:
-    from flaskchat.config import SETTINGS
-
     known = {setting.name for setting in SETTINGS}
     known |= {"FLASKCHAT_DATA", "FLASKCHAT_SECRET_KEY", "FLASKCHAT_TRUSTED_PROXIES", "FLASKCHAT_IDENTITY_HEADER"}
     files = [ROOT / "README.md", ROOT / "CHANGES.md", *(path for path in DEPLOY.iterdir() if path.is_file())]
@@ -109,7 +112,7 @@ def test_the_example_of_a_project_s_own_tests_runs_as_it_is_shown(tmp_path: Path
         capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    assert "2 passed" in done.stdout
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["settings.py", "temporary", "test_yourapp.py", "yourapp.py"], "it wrote elsewhere"
 
