@@ -16,11 +16,12 @@ EVERYWHERE = {
     "B603": "commands are lists of our own words, without a shell",
 }
 ANSWERED = {
+    ("B104", "deploy/health.py"): "compares HOST with the address of all interfaces, to ask at one that answers",
     ("B104", "deploy/start.py"): "compares HOST with the address of all interfaces, to print one that can be opened",
     ("B105", "flaskchat/providers/guide.py"): "words that questions are asked with, such as `password`",
     ("B108", "deploy/gunicorn.conf.py"): "/dev/shm is for gunicorn's own file, which it makes unnamed",
     ("B108", "flaskchat/bench/serving.py"): "the same",
-    ("B606", "deploy/start.py"): "becomes gunicorn: a list of our own words, without a shell",
+    ("B606", "deploy/start.py"): "becomes gunicorn, or deploy/run for its help: a list of our own words",
     ("B608", "flaskchat/store/migrate.py"): "the only name put in is a constant of ours",
     ("B608", "flaskchat/store/search.py"): "the only name put in is a constant of ours; what is looked for is bound",
     ("B704", "flaskchat/views/page.py"): "a template of ours, which escapes what it is given",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,47 @@ def test_each_line_of_gunicorn_s_configuration_stands_in_a_paragraph_that_says_w
     paragraphs = [found for found in re.split(r"\n\n+", code) if re.search(r"^\w+(, \w+)* = ", found, re.M)]
     assert len(paragraphs) > 12
     assert [found for found in paragraphs if not found.strip().startswith("# ")] == []
+
+
+def test_the_container_is_started_alike_wherever_it_is_told() -> None:
+    def command(text: str) -> list[str]:
+        (found,) = re.findall(r"docker run -d .*", text)
+        return str(found).split()
+
+    docker = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n#", "")
+    assert command(docker) == command((DEPLOY / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("where", ["0.0.0.0", "", "::", "unix:", "unix://"])
+def test_the_container_s_health_is_asked_where_it_listens(where: str, tmp_path: Path) -> None:
+    unix = where.startswith("unix:")
+    path = str(tmp_path / "socket")
+    listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET6 if where == "::" else socket.AF_INET)
+    listener.bind(path if unix else ("::1" if where == "::" else "127.0.0.1", 0))
+    port = "" if unix else str(listener.getsockname()[1])
+    environ = {"HOST": f"{where}{path}" if unix else where, "PORT": port, "FLASKCHAT_URL_PREFIX": "/chat/"}
+
+    def health() -> int:
+        command = [sys.executable, str(DEPLOY / "health.py")]
+        return subprocess.run(command, env=environ, timeout=30, check=False, capture_output=True).returncode
+
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        for status in (b"200 OK", b"503 Not now"):
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(65536).partition(b" HTTP/")[0])
+                connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+
+    assert health() == 1, "nobody listens"
+    with listener:
+        listener.listen()
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        assert [health(), health()] == [0, 1]
+        server.join(10)
+    assert asked == [b"GET /chat/healthz"] * 2
 
 
 def test_nginx_understands_its_file(tmp_path: Path) -> None:
