@@ -137,9 +137,28 @@ def test_the_container_s_health_is_asked_where_it_listens(where: str, tmp_path: 
     assert asked == [b"GET /chat/healthz"] * 2
 
 
-def test_nginx_understands_its_file(tmp_path: Path) -> None:
+def with_tls(site: str, folder: Path, version: tuple[int, ...]) -> str:
+    """deploy/nginx.conf as somebody makes it who has a certificate: port 80 gives way, and `#` is taken away."""
+    make = "req -x509 -newkey rsa:2048 -nodes -subj /CN=chat.example -keyout chat.key -out chat.pem"
+    subprocess.run([program("openssl"), *make.split()], cwd=folder, check=True, capture_output=True, timeout=60)
+    site = site.replace("server {\n    listen 80;\n", "server {\n")
+    for old in ("/etc/ssl/certs", "/etc/ssl/private"):
+        site = site.replace(old, str(folder))
+    if version < (1, 25, 1):
+        site = site.replace("    # http2 on;", "    #").replace("# listen 443 ssl;", "# listen 443 ssl http2;")
+    site = re.sub(r"^# (server {|    listen|    server_name|    return|})", r"\1", site, flags=re.M)
+    site = re.sub(r"^    # (listen|http2 on|ssl_)", r"    \1", site, flags=re.M)
+    assert site.count("\nserver {") == 2
+    return site.replace("listen 443", f"listen 127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_nginx_understands_its_file(tmp_path: Path, *, tls: bool) -> None:
     nginx = program("nginx")
     site = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    if tls:
+        said = subprocess.run([nginx, "-v"], capture_output=True, text=True, timeout=30, check=True).stderr
+        site = with_tls(site, tmp_path, tuple(map(int, re.findall(r"\d+", said)[:3])))
     (tmp_path / "site.conf").write_text(site.replace("listen 80;", f"listen 127.0.0.1:{free_port()};"))
     main = "pid P/pid;\nerror_log stderr;\nevents {}\nhttp { access_log off; include P/site.conf; }\n"
     (tmp_path / "nginx.conf").write_text(main.replace("P/", f"{tmp_path}/"))

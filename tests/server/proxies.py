@@ -93,7 +93,8 @@ def deployed_nginx(folder: Path, *to: int) -> Iterator[int]:
     binary, port = program("nginx"), free_port()
     site = (ROOT / "deploy" / "nginx.conf").read_text(encoding="utf-8")
     servers = "\n".join(f"    server 127.0.0.1:{number};" for number in to)
-    for ours, here in (("listen 80;", f"listen 127.0.0.1:{port};"), ("    server 127.0.0.1:8000;", servers)):
+    listen = f"\n    listen 127.0.0.1:{port};"
+    for ours, here in (("\n    listen 80;", listen), ("    server 127.0.0.1:8000;", servers)):
         assert site.count(ours) == 1
         site = site.replace(ours, here)
     with started(nginx_command(binary, folder, site), folder / "nginx.out", port):
