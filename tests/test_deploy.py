@@ -84,8 +84,9 @@ def test_a_package_that_is_not_pinned_is_named(requirements: ModuleType) -> None
         requirements.locked({"async-timeout": ("", set())}, {"nothing-like-it"})
 
 
-def test_the_pins_name_no_host() -> None:
+def test_the_pins_name_no_host_and_no_path_of_one() -> None:
     text = (DEPLOY / "constraints.txt").read_text(encoding="utf-8")
+    assert [line for line in text.partition("\n\n")[2].splitlines() if "/" in line] == []
     assert not re.search(r"https?:|file:/|--(extra-)?index|--find-links|--trusted", text)
 
 
