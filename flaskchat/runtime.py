@@ -116,6 +116,8 @@ class Runtime:
         self.rechecks.start()
         atexit.register(self.close)
         logger.info("flaskchat: %s", self.database.describe())
+        if self.worker is not None:
+            server.warn_of_drain(self.worker, self.settings.drain)
 
     def _check(self, now: float) -> None:
         holds, held = self.watch.holds, self.watch.held_seconds

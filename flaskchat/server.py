@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from typing import Any
 
 from .errors import ConfigurationError
 from .outlet import Offer
+
+logger = logging.getLogger("flaskchat")
 
 THREADS_UNKNOWN = 64
 """Streams at most under a server of which we know nothing (`flask run` starts a thread for each request)."""
@@ -31,6 +34,17 @@ def refuse_sync(worker: Any) -> None:
             "gunicorn's sync worker serves one request at a time, so one open stream would stop everything else. "
             "Start it with `gunicorn -k gevent` (worker_class = 'gevent'), or with `-k gthread --threads 32`."
         )
+
+
+def warn_of_drain(worker: Any, drain: float) -> None:
+    """Log where gunicorn kills a worker before its replies have had their time: those then end without a word."""
+    patience = getattr(worker.cfg, "graceful_timeout", None)
+    if patience is not None and drain >= patience:
+        logger.warning(
+            "FLASKCHAT_DRAIN=%g is not below gunicorn's graceful_timeout of %g s, at which a worker that leaves is "
+            "killed with its replies: make one smaller or the other larger",
+            drain, patience,
+        )  # fmt: skip
 
 
 def offer(environ: dict[str, Any], start_response: Any) -> Offer | None:

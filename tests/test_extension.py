@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +97,28 @@ def test_an_unknown_key_is_warned_about_once(tmp_path: Path, caplog: pytest.LogC
         host(tmp_path, FLASKCHAT_WORDS_PER_MINUTE=5)
     assert len(caplog.messages) == 1
     assert "FLASKCHAT_WORDS_PER_MINUTE" in caplog.text
+
+
+@pytest.mark.parametrize(("drain", "warned"), [(4.9, False), (5, True), (60, True)])
+def test_a_drain_that_gunicorn_would_cut_short_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, drain: float, *, warned: bool
+) -> None:
+    class Worker:
+        alive = True
+        cfg = SimpleNamespace(graceful_timeout=5, worker_connections=100)
+
+        def handle_exit(self, *_: object) -> None:
+            raise AssertionError("nobody sends it")
+
+    before = signal.signal(signal.SIGTERM, Worker().handle_exit)  # as gunicorn does
+    try:
+        app = host(tmp_path, FLASKCHAT_DRAIN=drain)
+        with caplog.at_level(logging.WARNING, "flaskchat"), ChatClient(app):
+            app.extensions["flaskchat"].start()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = [words for words in caplog.messages if "graceful_timeout of 5 s" in words]
+    assert [words.partition(" ")[0] for words in told] == ([f"FLASKCHAT_DRAIN={drain:g}"] if warned else [])
 
 
 def test_a_model_without_its_key_is_warned_about_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
