@@ -15,7 +15,7 @@ TIMEOUT = 4.0
 
 def main() -> int:
     host = os.environ.get("HOST") or "127.0.0.1"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  asked at, not bound to
     unix = host.startswith("unix:")
     connection = http.client.HTTPConnection(
         "localhost" if unix else host, int(os.environ.get("PORT") or 8000), timeout=TIMEOUT

@@ -72,7 +72,7 @@ def check_servers(state: State) -> None:
 
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):  # deploy/run has it, where nothing is installed yet
-        os.execv("/bin/sh", ["sh", str(ROOT / "deploy" / "run"), "--help"])  # noqa: S606
+        os.execv("/bin/sh", ["sh", str(ROOT / "deploy" / "run"), "--help"])  # noqa: S606  this checkout's own file
     os.chdir(ROOT)  # as gunicorn.conf.py does: a relative path means the same here and in the workers
     workers = os.environ.get("WEB_CONCURRENCY") or "2"
     if not workers.isdecimal() or not int(workers):

@@ -144,7 +144,7 @@ def test_what_another_thread_appends_while_the_past_is_taken_in_waits_as_well() 
         live.apply(append(3, b"c"))
         yield append(2, b"b")
 
-    live.loaded(run, past())  # type: ignore[arg-type]
+    live.loaded(run, past())  # type: ignore[arg-type]  # what comes meanwhile comes between two of them
     assert run.frames == [b"a", b"b", b"c"]
     live.apply(append(4, b"d"))
     assert run.frames == [b"a", b"b", b"c", b"d"]
