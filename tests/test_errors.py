@@ -52,6 +52,21 @@ def broken(cause: Exception, context: Exception) -> None:
         raise ModelError("it broke") from cause
 
 
+class Strict(Exception):
+    """One of a library that allows nothing to be set, as a frozen dataclass."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+def test_an_error_is_made_bare_also_where_nothing_can_be_set_on_what_led_to_it() -> None:
+    cause = Strict("no index")
+    with pytest.raises(ModelError) as raised:
+        broken(cause, ValueError("before"))
+    assert raised.value.bare().__cause__ is None
+    assert cause.__traceback__ is None
+
+
 def test_a_bare_error_keeps_nothing_of_what_led_to_it() -> None:
     cause, context = OSError("cut"), ValueError("before")
     with pytest.raises(OSError, match="cut"):

@@ -331,6 +331,20 @@ def test_a_source_goes_without_the_collector_that_is_closed_before_its_error_is_
             gc.enable()
 
 
+def test_an_error_that_was_our_own_close_keeps_nothing(bad, monkeypatch):
+    source = ask(provider_at(f"{bad.origin}/v1"))
+    source.open()
+    error = ModelFailed("kept by the decoder")
+
+    def closed_meanwhile(source):
+        source.close()
+        raise error
+
+    monkeypatch.setattr(http.HTTPSource, "_read", closed_meanwhile)
+    assert source.read() == []
+    assert error.__traceback__ is None
+
+
 class UnknownName(OSError):
     """One that can be watched."""
 

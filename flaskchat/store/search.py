@@ -85,7 +85,7 @@ def hits(c: Connection, found: dict[str, str | None], shown: list[str], words: l
     return {wanted[row.id]: {"message_id": row.id, **snippet(row.text, words)} for row in c.execute(select)}
 
 
-_BLOCK = re.compile(r"(?:(?<=\n)|\A(?!…)) {0,3}(?:(?:#{1,6}|>)[ \t]+)+")
+_BLOCK = re.compile(r"(?:(?<=\n)|\A) {0,3}(?:(?:#{1,6}|>)[ \t]+)+")
 """The marks of a heading or a quotation: once all is on one line nobody can tell them from a comment or `5 > 3`."""
 
 

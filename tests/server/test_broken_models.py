@@ -53,7 +53,7 @@ ENDED_BY_THE_FAULT = {
     "silent before the head": Row({"fault": "silent-before-head"}, errors.ModelTimeout, r"no answer|nothing came"),
     "silent before the first token": Row({"fault": "silent-before-first-token"}, errors.ModelTimeout, "nothing came"),
     "silent in the middle": Row({**PACED, "fault": "stall"}, errors.ModelTimeout, r"silent for 1\.5 s"),
-    "refused": Row({"fault": "401"}, errors.ModelRefused, "401 \(look at FLASKCHAT_OPENAI_API_KEY\): .*status 401"),
+    "refused": Row({"fault": "401"}, errors.ModelRefused, r"401 \(look at FLASKCHAT_OPENAI_API_KEY\): .*status 401"),
     "a model that the server does not have": Row({"fault": "404"}, errors.ModelRefused, "404"),
     "a redirect": Row({"fault": "302"}, errors.ModelRefused, "redirects to"),
     "429 for longer than is waited": Row({"fault": "429", "retry_after": 60}, errors.ModelBusy, "429"),
