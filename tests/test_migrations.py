@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,34 @@ def test_four_processes_that_start_at_once_on_an_empty_file_agree(
     ] * 4, [error for _, error in ends]
     with opened(path).connect(write=False) as connection:
         assert connection.execute(sa.text(f"SELECT count(*) FROM {VERSION_TABLE}")).scalar() == 1
+
+
+def test_a_new_file_that_another_writes_at_this_moment_is_waited_for(
+    tmp_path: Path, opened: Callable[[Path], Database]
+) -> None:
+    path = tmp_path / "chat.sqlite3"
+    writer = sqlite_module().connect(str(path), isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    database = opened(path)
+    waits = threading.Event()
+
+    def let_go() -> None:
+        waits.wait(5)
+        writer.execute("ROLLBACK")
+
+    def seen(connection: Any, record: object) -> None:
+        connection.set_trace_callback(lambda sql: waits.set() if sql.startswith("BEGIN EXCLUSIVE") else None)
+
+    sa.event.listen(database.engine, "connect", seen, insert=True)
+    helper = threading.Thread(target=let_go)
+    helper.start()
+    try:
+        with database.connect(write=True) as connection:
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    finally:
+        waits.set()
+        helper.join()
+        writer.close()
 
 
 def test_the_migrations_make_what_the_schema_says(tmp_path: Path, opened: Callable[[Path], Database]) -> None:

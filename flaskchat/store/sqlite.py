@@ -41,7 +41,9 @@ _ADVICE = {
     14: "The file and its folder must be writable by this process.",  # SQLITE_CANTOPEN
     26: "It is no SQLite file: name another one, or move it away and the next start makes a new one.",  # SQLITE_NOTADB
 }
+_BUSY = 5  # SQLITE_BUSY
 _DAMAGED = 11  # SQLITE_CORRUPT
+
 
 def has_wal_fix(version: tuple[int, ...]) -> bool:
     """Whether this SQLite is free of the WAL-reset fault (two connections that checkpoint and commit at once)."""
@@ -121,7 +123,7 @@ class SQLite(Database):
         connection.isolation_level = None  # transactions are begun by `_begin`, not guessed by the driver
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        self._switch_to_wal(cursor)
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA wal_autocheckpoint = 0")
         cursor.execute("PRAGMA foreign_keys = ON")
@@ -129,6 +131,24 @@ class SQLite(Database):
         # In kB, of each connection. The default, 2 MB, fills with pages of the journal that nobody asks for again.
         cursor.execute("PRAGMA cache_size = -512")
         cursor.close()
+
+    def _switch_to_wal(self, cursor: Any) -> None:
+        """A file that is new is switched by whoever comes first; the others wait as for any writer.
+
+        The pragma itself does not: it reads first and then asks for the write lock, which SQLite refuses at once
+        where another has it, whatever the timeout is (https://sqlite.org/c3ref/busy_handler.html). A transaction of
+        its own is waited for, in C.
+        """
+        until = time.monotonic() + self.timeout
+        while True:
+            try:
+                cursor.execute("PRAGMA journal_mode = WAL")
+                return
+            except self.module.OperationalError as error:
+                if code_of(error) != _BUSY or time.monotonic() > until:
+                    raise
+            cursor.execute("BEGIN EXCLUSIVE")
+            cursor.execute("ROLLBACK")
 
     @staticmethod
     def _begin(connection: Connection) -> None:
