@@ -88,6 +88,20 @@ def copied(postgres: PostgresServer, url: str) -> int:
     return int(postgres.execute(f"SELECT {counts}", database=database)[0][0])
 
 
+@contextlib.contextmanager
+def slow_inserts(postgres: PostgresServer, url: str) -> Iterator[None]:
+    """A batch takes half a second, so that the copy can be killed between two of them on any machine."""
+    transfer.open_target(url).close()
+    database = url.rsplit("/", 1)[1]
+    slowly = "FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.003); RETURN NULL; END'"
+    postgres.execute(f"CREATE {slowly}", database=database)
+    for table in whole.TABLES:
+        trigger = f"CREATE TRIGGER slowly AFTER INSERT ON {table.name}"
+        postgres.execute(f"{trigger} FOR EACH STATEMENT EXECUTE FUNCTION slowly()", database=database)
+    yield
+    postgres.execute("DROP FUNCTION slowly CASCADE", database=database)
+
+
 def test_a_copy_that_is_killed_goes_on_until_it_is_whole_and_the_server_serves_it(
     postgres: PostgresServer, url: str, file: str, tmp_path: Path, long: bool
 ) -> None:
@@ -97,20 +111,21 @@ def test_a_copy_that_is_killed_goes_on_until_it_is_whole_and_the_server_serves_i
     project = Project(tmp_path, url)
     seen, kills = 0, 0
     until = time.monotonic() + (300 if long else 60)
-    while kills < (20 if long else 3):
-        process = project.start("copy", file)
-        while process.poll() is None and copied(postgres, url) <= seen:
-            assert time.monotonic() < until, "nothing is copied"
-        process.send_signal(signal.SIGKILL)
-        _, told = process.communicate()
-        if process.returncode == -signal.SIGKILL:
-            kills += 1
-        elif process.returncode == 0:
-            break
-        else:  # a machine that is busy may give up on the server; whoever typed it repeats it, as is done here
-            print("ended by itself:", process.returncode, told)
-            assert time.monotonic() < until, told
-        seen = copied(postgres, url)
+    with slow_inserts(postgres, url):
+        while kills < (20 if long else 3):
+            process = project.start("copy", file)
+            while process.poll() is None and copied(postgres, url) <= seen:
+                assert time.monotonic() < until, "nothing is copied"
+            process.send_signal(signal.SIGKILL)
+            _, told = process.communicate()
+            if process.returncode == -signal.SIGKILL:
+                kills += 1
+            elif process.returncode == 0:
+                break
+            else:  # a machine that is busy may give up on the server; whoever typed it repeats it, as is done here
+                print("ended by itself:", process.returncode, told)
+                assert time.monotonic() < until, told
+            seen = copied(postgres, url)
     total = sum(len(rows) for rows in before.values())
     print("killed", kills, "times, rows then:", seen, "of", total)
     assert kills >= 3
