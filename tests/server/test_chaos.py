@@ -36,12 +36,12 @@ def chaos(*arguments: object) -> str:
 def test_two_workers_survive_random_faults_without_a_violation(
     seed: int | None, where: str, nodes: int, long: bool
 ) -> None:
-    """15 seconds with 40 clients from one seed; in the long form 300 seconds with 300, from seeds of their own too, and
+    """A minute with 40 clients from one seed; in the long form 300 seconds with 300, from seeds of their own too, and
     with faults of the database servers and of whole nodes.
 
     How soon a dead worker's runs end is held by a test of its own: here other tests may have the processors.
     """
-    seconds, clients = (300, 300) if long else (15, 40)
+    seconds, clients = (300, 300) if long else (60, 40)
     if seed is None:
         if not long:
             return  # what fails once in a hundred seeds is to be found by whoever looks for it
