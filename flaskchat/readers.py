@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,9 @@ from .store.sql import Store
 KEEP_ENDED = 10.0
 """Seconds another worker's ended run stays in memory for readers that come back."""
 FORGET_SIGN_OUT = 60.0
+LATE = 2.0
+"""Seconds after a sign-out in which a browser may come back with the cookie that is void: the answer that takes it away
+is on its way still, and a session that lies in the browser is as good as before."""
 END_PATIENCE = 2.0
 """Seconds that an end may be in the store and not in the log, for whoever has read it there and is ahead of the log."""
 LOG_PATIENCE = 15.0
@@ -73,6 +77,8 @@ class Readers:
         self._open: set[Reader] = set()
         self._signed_out: dict[str, float] = {}
         """Who signed out lately, and when (monotonic)."""
+        self._late: deque[tuple[float, str]] = deque()
+        """When (monotonic) who came back as they were signed out is ended as well."""
         self._places = 0
         self._silent: dict[str, int] = {}
         """Others' runs that are followed here, and how far they had come when they were looked after last."""
@@ -194,6 +200,11 @@ class Readers:
     def _leave_asked(self, leave: Leave) -> bool:
         """:returns: whether there was a stream of those that are to end."""
         if not leave.run_id:
+            self._late.append((time.monotonic() + LATE, leave.owner))
+        return self._end_meant(leave)
+
+    def _end_meant(self, leave: Leave) -> bool:
+        if not leave.run_id:
             self._signed_out[leave.owner] = leave.here()
         meant = [reader for reader in tuple(self._open) if reader.visitor.meant(leave, reader.run.run_id)]
         meant.sort(key=lambda reader: reader.visitor.since)
@@ -212,7 +223,7 @@ class Readers:
                 reader.leave()
 
     def sign_out(self, owner: str) -> None:
-        """End all streams of an owner, on all workers. Who is still signed in, elsewhere, comes back.
+        """End all streams of an owner, on all workers, now and once more (`LATE`). Who is still signed in comes back.
 
         :raises Unavailable: the other workers could not be told.
         """
@@ -333,6 +344,8 @@ class Readers:
             elif now - reader.idle_since >= self.heartbeat:
                 reader.wake()
         self._live.tidy(keep_ended=KEEP_ENDED)
+        while self._late and now >= self._late[0][0]:
+            self._end_meant(Leave(self._late.popleft()[1], "", time.monotonic(), clock()))
         for owner in [owner for owner, at in tuple(self._signed_out.items()) if now - at > FORGET_SIGN_OUT]:
             del self._signed_out[owner]
 
