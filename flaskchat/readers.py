@@ -77,8 +77,8 @@ class Readers:
         self._open: set[Reader] = set()
         self._signed_out: dict[str, float] = {}
         """Who signed out lately, and when (monotonic)."""
-        self._late: deque[tuple[float, str]] = deque()
-        """When (monotonic) who came back as they were signed out is ended as well."""
+        self._late: deque[Leave] = deque()
+        """To be asked once it is time for them: streams of who came back as they were signed out."""
         self._places = 0
         self._silent: dict[str, int] = {}
         """Others' runs that are followed here, and how far they had come when they were looked after last."""
@@ -200,7 +200,7 @@ class Readers:
     def _leave_asked(self, leave: Leave) -> bool:
         """:returns: whether there was a stream of those that are to end."""
         if not leave.run_id:
-            self._late.append((time.monotonic() + LATE, leave.owner))
+            self._late.append(Leave(leave.owner, "", time.monotonic() + LATE))
         return self._end_meant(leave)
 
     def _end_meant(self, leave: Leave) -> bool:
@@ -344,8 +344,8 @@ class Readers:
             elif now - reader.idle_since >= self.heartbeat:
                 reader.wake()
         self._live.tidy(keep_ended=KEEP_ENDED)
-        while self._late and now >= self._late[0][0]:
-            self._end_meant(Leave(self._late.popleft()[1], "", time.monotonic(), clock()))
+        while self._late and now >= self._late[0].asked_at:
+            self._end_meant(self._late.popleft())
         for owner in [owner for owner, at in tuple(self._signed_out.items()) if now - at > FORGET_SIGN_OUT]:
             del self._signed_out[owner]
 
