@@ -72,13 +72,13 @@ class Readers:
         self._store = store
         self._limits = limits
         self._retry = settings.retry
+        self._timeout = settings.database_timeout
         self._stall = settings.stall_timeout
         self._send_buffer = settings.send_buffer
         self._open: set[Reader] = set()
         self._signed_out: dict[str, float] = {}
         """Who signed out lately, and when (monotonic)."""
-        self._late: deque[Leave] = deque()
-        """To be asked once it is time for them: streams of who came back as they were signed out."""
+        self._late: deque[Leave] = deque()  # to be asked when their time has come: who came back with the old cookie
         self._places = 0
         self._silent: dict[str, int] = {}
         """Others' runs that are followed here, and how far they had come when they were looked after last."""
@@ -199,13 +199,13 @@ class Readers:
 
     def _leave_asked(self, leave: Leave) -> bool:
         """:returns: whether there was a stream of those that are to end."""
-        if not leave.run_id:
-            self._late.append(Leave(leave.owner, "", time.monotonic() + LATE))
+        if not leave.run_id:  # it may be old: whoever begins to follow the log reads it again
+            self._late.append(Leave(leave.owner, "", min(time.monotonic(), leave.here() + self._timeout) + LATE))
         return self._end_meant(leave)
 
     def _end_meant(self, leave: Leave) -> bool:
         if not leave.run_id:
-            self._signed_out[leave.owner] = leave.here()
+            self._signed_out[leave.owner] = max(self._signed_out.get(leave.owner, 0.0), leave.here())
         meant = [reader for reader in tuple(self._open) if reader.visitor.meant(leave, reader.run.run_id)]
         meant.sort(key=lambda reader: reader.visitor.since)
         for reader in meant[:1] if leave.run_id else meant:

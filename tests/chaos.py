@@ -32,6 +32,7 @@ from typing import Any
 import gevent
 import psutil
 
+from flaskchat.pump import IDLE
 from flaskchat.runtime import QUIET
 from tests import backends, sentinel
 from tests.backends import READY, Backend, Servers
@@ -127,7 +128,7 @@ class Chaos:
         crowd.closing = True
         gevent.joinall(chatters, timeout=60)
         self.quiet()
-        gevent.sleep(QUIET + 2)  # until the workers have given back what the crowd has needed
+        gevent.sleep(QUIET + IDLE + 2)  # until the workers have given back what the crowd has needed
 
     def quiet(self) -> None:
         """Until no run is left."""

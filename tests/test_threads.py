@@ -23,7 +23,7 @@ from flaskchat.reader import Reader
 from flaskchat.readers import Readers
 from flaskchat.runtime import Runtime
 from tests.server.client import deadline
-from tests.test_live import Log, Store
+from tests.test_following import Log, Store
 from tests.test_reader import Keeper
 from tests.test_runs import OWNER, command
 

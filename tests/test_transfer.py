@@ -98,8 +98,10 @@ def slow_inserts(postgres: PostgresServer, url: str) -> Iterator[None]:
     for table in whole.TABLES:
         trigger = f"CREATE TRIGGER slowly AFTER INSERT ON {table.name}"
         postgres.execute(f"{trigger} FOR EACH STATEMENT EXECUTE FUNCTION slowly()", database=database)
-    yield
-    postgres.execute("DROP FUNCTION slowly CASCADE", database=database)
+    try:
+        yield
+    finally:
+        postgres.execute("DROP FUNCTION slowly CASCADE", database=database)
 
 
 def test_a_copy_that_is_killed_goes_on_until_it_is_whole_and_the_server_serves_it(

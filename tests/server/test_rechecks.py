@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from flaskchat.readers import LATE
 from tests.conftest import Server
 from tests.server.client import Client, Stream, deadline
 
@@ -170,15 +171,18 @@ def test_a_browser_that_comes_back_before_it_has_the_answer_to_its_logout_reads_
 ) -> None:
     """Its session lies in its cookie, which is as good as before; a page comes back as soon as its stream has ended."""
     server = guarded("session")
-    ada = Browser(server)
-    ada.go("/login/ada")
-    streams = on_both_workers(server, ada)
-    old = dict(ada.jar)
-    ada.go("/logout")
-    ended(streams)
-    page = Browser(server)
-    page.jar = old
-    late = [page.follow(streams[0].run_id, 2, connection=page.connect_to(pid)) for pid in server.workers()]
+    ada, page = Browser(server), Browser(server)
+    for _ in deadline(120, "a logout, and the return before the answer, in less than two seconds"):
+        ada.go("/login/ada")
+        streams = on_both_workers(server, ada)
+        page.jar = dict(ada.jar)
+        connections = [page.connect_to(pid) for pid in server.workers()]
+        began = time.monotonic()
+        ada.go("/logout")
+        ended(streams)
+        late = [page.follow(streams[0].run_id, 2, connection=connection) for connection in connections]
+        if time.monotonic() - began < LATE:
+            break
     assert [stream.status for stream in late] == [200, 200]
     ended(late)
 
