@@ -63,11 +63,11 @@ def plan(seed: int, seconds: float, backend: str = "sqlite", nodes: int = 1) -> 
     return found
 
 
-def writable(server: Server) -> bool:
-    """Whether anybody can write to the database."""
+def writable(server: Server, patience: float = PATIENCE) -> bool:
+    """Whether anybody can write to the database within so many seconds."""
     if server.backend.postgres is not None:
         return True  # whoever stands still within a transaction is cut off by the server
-    with contextlib.closing(sqlite3.connect(database(server), timeout=PATIENCE, isolation_level=None)) as connection:
+    with contextlib.closing(sqlite3.connect(database(server), timeout=patience, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:

@@ -25,11 +25,24 @@ from tests.server.client import deadline
 from tests.server.data import data_of
 from tests.server.dump import Tap
 from tests.server.history import History, Reading
+from tests.server.strikes import writable
 from tests.server.test_kill import Beside, ask_at, newcomer, settings
 
 Serve = Callable[..., Server]
 ARGS = ["--keep-alive", "60", "--timeout", "120"]
 """gunicorn itself would kill a worker that gives no sign of life for 30 s."""
+
+
+def freeze(server: Server, pid: int) -> None:
+    """Stop a worker between two of its transactions: while it holds the database's lock nobody could end its runs."""
+    for _ in deadline(60, "a moment at which the worker does not hold the database's lock"):
+        os.kill(pid, signal.SIGSTOP)
+        for _ in deadline(30, "the worker to stand still"):
+            if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                break
+        if writable(server, patience=0.2):
+            return
+        os.kill(pid, signal.SIGCONT)
 
 
 def writers_of(server: Server, readings: list[Reading]) -> dict[str, int]:
@@ -61,7 +74,7 @@ def test_a_worker_that_was_stopped_for_too_long_is_fenced_and_starts_anew(
         reading.take(2)
     with Tap(server) as tap:
         stopped_at = history.fault("SIGSTOP", frozen).at
-        os.kill(frozen, signal.SIGSTOP)
+        freeze(server, frozen)
         try:
             ended = {}
             for reading in mine:  # followed elsewhere while their worker stands still
