@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flaskchat import sse
 from flaskchat.limits import Visitor
 from flaskchat.log.base import Append, Leave, LogUnavailable, Stop
-from flaskchat.log.rows import CONTROL, NEWS_ROWS, VERSION, encode_row
+from flaskchat.log.rows import CONTROL, NEWS_ROWS, PRUNE_BYTES, VERSION, _delete, encode_row
 from flaskchat.models import Done
 from flaskchat.store.base import Fenced, Lease
 from flaskchat.store.schema import conversations, journal
@@ -318,3 +318,22 @@ def test_a_commit_is_seen_by_a_process_that_opens_the_file_after_a_crash(make: C
         ((count,),) = connection.execute("SELECT count(*) FROM flaskchat_journal").fetchall()
     connection.close()
     assert count == 1
+
+
+def test_no_more_is_removed_in_one_transaction_than_a_few_megabytes(make: Callable[[], Rooms]) -> None:
+    """Else the write-ahead log grows at once by all that the rows held: what is deleted is overwritten."""
+    rooms = make()
+    row = {"version": VERSION, "worker_id": "w_other", "data": b"x" * (PRUNE_BYTES // 2)}
+    rooms.database.write(lambda c: c.execute(sa.insert(journal), [row] * 5))
+
+    def left() -> int:
+        count = sa.select(sa.func.count()).select_from(journal)
+        return int(rooms.database.read(lambda c: c.execute(count).scalar_one()))
+
+    newest = rooms.database.read(lambda c: c.execute(sa.select(sa.func.max(journal.c.id))).scalar())
+    found = []
+    more = True
+    while more:
+        more = rooms.database.write(lambda c: _delete(c, newest))
+        found.append(left())
+    assert found == [3, 1, 0]

@@ -37,7 +37,9 @@ CONTROL = "control"
 KEEP = 30.0
 """Seconds that a row stays at least, for followers that were held up."""
 PRUNE_ROWS = 2000
-"""Rows that are removed in one transaction."""
+"""Rows that are removed in one transaction, at most."""
+PRUNE_BYTES = 4 << 20
+"""Of their data likewise: SQLite overwrites what is deleted, so that as much goes into its write-ahead log."""
 NEWS_ROWS = 100
 """Rows of others that are taken in at once: a journal holds minutes, and all of it would stay in the process's memory.
 """
@@ -203,7 +205,8 @@ class Rows:
         while self._marks and now - self._marks[0][0] > KEEP:
             mark = self._marks.popleft()[1]
         if mark is not None:
-            self._database.write(lambda c: _delete(c, mark))
+            while self._database.write(partial(_delete, mark=mark)):
+                self._database.checkpoint()
 
     def forget(self, run_ids: Collection[str], first_row: int) -> None:
         names = {run_id.encode(): run_id for run_id in run_ids}
@@ -229,11 +232,20 @@ def _began(c: Connection, run_ids: Collection[str]) -> Sequence[Any]:
     return c.execute(sa.select(runs.c.id, runs.c.worker_id, runs.c.first_row).where(runs.c.id.in_(run_ids))).all()
 
 
-def _delete(c: Connection, mark: int) -> None:
+def _delete(c: Connection, mark: int) -> bool:
+    """:returns: whether there is more of it."""
     first = c.execute(sa.select(sa.func.min(runs.c.first_row)).where(runs.c.state == "running")).scalar()
     until = mark if first is None else min(mark, first)
-    old = sa.select(journal.c.id).where(journal.c.id <= until).order_by(journal.c.id).limit(PRUNE_ROWS)
-    c.execute(sa.delete(journal).where(journal.c.id.in_(old)))
+    size = sa.func.length(journal.c.data)
+    old = sa.select(journal.c.id, size).where(journal.c.id <= until).order_by(journal.c.id).limit(PRUNE_ROWS)
+    found = c.execute(old).all()
+    last, taken = 0, 0
+    for row_id, its_size in found:
+        last, taken = row_id, taken + its_size
+        if taken >= PRUNE_BYTES:
+            break
+    c.execute(sa.delete(journal).where(journal.c.id <= last))
+    return bool(found) and last != found[-1][0]
 
 
 def _forget(c: Connection, names: dict[bytes, str], after: int) -> int | None:
