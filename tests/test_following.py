@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -83,7 +83,12 @@ def log() -> Log:
 
 
 @pytest.fixture
-def readers(log: Log, tmp_path: Path) -> Iterator[Readers]:
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def readers(log: Log, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers]:
     live = Live(1 << 20)
     log.entries = [Append("run_a", 1, [delta(1), delta(2)]), Append("run_a", 3, [delta(3)])]
     for entry in log.entries:
@@ -91,8 +96,9 @@ def readers(log: Log, tmp_path: Path) -> Iterator[Readers]:
     log.run = run = known(live)
     run.forget()
     places = Places(tmp_path)
-    found = Readers(Settings(), log, live, Store(), Limits(Settings(), places), capacity=10)  # type: ignore[arg-type]
-    found._locate = lambda run_id, owner: run  # type: ignore[method-assign]
+    pump, asked = cast("Any", log), cast("Any", store)  # as much of them as readers ask
+    found = Readers(Settings(), pump, live, asked, Limits(Settings(), places), capacity=10)
+    monkeypatch.setattr(found, "_locate", lambda run_id, owner: run)
     yield found
     places.close()
 
@@ -113,10 +119,10 @@ def test_a_reset_says_no_more_than_its_seq_though_the_run_goes_on(log: Log, read
     assert said == "t1 t2 t3 t4 t5 "
 
 
-def test_the_text_of_a_reset_is_put_together_off_the_hub(readers: Readers) -> None:
+def test_the_text_of_a_reset_is_put_together_off_the_hub(readers: Readers, store: Store) -> None:
     """A reply of some minutes has tens of thousands of events; anybody may send a cursor that means nothing."""
     readers.follow("run_a", Visitor("me"), "ahead")
-    assert readers._store.offloaded == 1  # type: ignore[attr-defined]
+    assert store.offloaded == 1
 
 
 def test_a_reset_that_cannot_be_made_is_told_and_not_guessed(log: Log, readers: Readers) -> None:
@@ -149,12 +155,14 @@ def test_a_reader_whose_events_have_left_the_log_is_sent_away(log: Log, readers:
     assert readers._live.get("run_a") is None, "who comes back would find the closed run again"
 
 
-def test_a_run_that_is_over_though_the_log_did_not_say_so_lets_its_readers_go(log: Log, readers: Readers) -> None:
+def test_a_run_that_is_over_though_the_log_did_not_say_so_lets_its_readers_go(
+    log: Log, readers: Readers, store: Store
+) -> None:
     reader = readers.follow("run_a", Visitor("me"), "3")
     assert reader is not None
     assert log.run is not None
     readers.look_after()
-    readers._store.running.clear()  # type: ignore[attr-defined]
+    store.running.clear()
     log.run.extend([delta(4)], False)
     readers.look_after()
     assert reader.live, "it has just moved: the log will tell of its end"
@@ -164,9 +172,9 @@ def test_a_run_that_is_over_though_the_log_did_not_say_so_lets_its_readers_go(lo
     assert [frame.id for data in reader for frame in frames(data)] == ["4"]
 
 
-def test_an_end_that_is_on_its_way_is_waited_for(log: Log, readers: Readers) -> None:
+def test_an_end_that_is_on_its_way_is_waited_for(log: Log, readers: Readers, store: Store) -> None:
     readers.look_after()
-    readers._store.running.clear()  # type: ignore[attr-defined]
+    store.running.clear()
     log.meanwhile = [delta(4)]
     readers.look_after()
     assert log.run is not None
