@@ -160,12 +160,17 @@ def test_a_listener_is_told_of_what_others_append_and_not_of_its_own(two: tuple[
         for _ in deadline(30, "control"):
             if mine.journal._told:
                 break
-        other.rows(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"))
-        for _ in deadline(30, "the loss to be noticed, and to be mended"):
-            if not mine.journal.tells:
+        listening = "FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+        ((first,),) = other.rows(sa.text(f"SELECT pid {listening}"))
+        other.rows(sa.text(f"SELECT pg_terminate_backend(pid) {listening}"))
+        for _ in deadline(30, "somebody else to listen"):  # who may be there before it was seen that nobody was
+            pids = [pid for (pid,) in other.rows(sa.text(f"SELECT pid {listening}"))]
+            if mine.journal.tells and pids and first not in pids:
                 break
-        for _ in deadline(30, "somebody to listen again"):
-            if mine.journal.tells:
+        rung.clear()
+        other.append(theirs, "more news")
+        for _ in deadline(30, "news again"):
+            if rung:
                 break
     finally:
         mine.journal.stop()
