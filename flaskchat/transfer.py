@@ -223,6 +223,7 @@ def _copy_table(source: Database, target: Database, table: sa.Table, progress: a
             c.execute(sa.insert(table), rows)
 
         target.write(write)
+        target.checkpoint()
         before, done = now, done + len(rows)
 
 

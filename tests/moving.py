@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from flaskchat import transfer
+from flaskchat import audit, transfer
 from flaskchat.config import Settings
 from flaskchat.store.engine import Database
 from tests.rooms import Rooms, worker_rooms
@@ -40,9 +40,9 @@ def release(rooms: Rooms) -> None:
     rooms.database.write(rooms.holding.release)
 
 
-def copy(source: str, target: str, patience: float = 0.5) -> list[str]:
+def copy(source: str, target: str, patience: float = 0.5, progress: audit.Progress = lambda words: None) -> list[str]:
     with both(source, target) as (one, other):
-        return transfer.copy(one, other, past_of(one), patience=patience)
+        return transfer.copy(one, other, past_of(one), progress, patience)
 
 
 def past_of(source: Database) -> transfer.Past:

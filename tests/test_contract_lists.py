@@ -102,8 +102,31 @@ def test_a_search_finds_words_of_titles_and_of_texts(visitor: ChatClient) -> Non
     assert search("treasure") == {other.conversation_id}
     assert search("fox snail") == set()
     assert search("%") == search("_") == search("absent") == set()
+    assert search("quick quick slow snail") == search("thequick") == set()
     assert search("") == search("  ") == {both.conversation_id, other.conversation_id}
     assert ChatClient(visitor.client.application).client.get("/chat/conversations?q=fox").json["items"] == []  # type: ignore[index]
+
+
+@pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
+@pytest.mark.parametrize(
+    ("text", "found", "not_found"),
+    [
+        ("banana bandana", ["anan", "BANDANA", "ana"], ["banandana", "nanab", "bananab"]),  # of whose parts it has all
+        ("Die Äpfel sind GRÜN, не КРАСНЫЕ", ["ÄPFEL", "grün", "красные"], ["apfel", "grünn"]),
+        ("日本語のテキスト", ["日本語", "語のテキスト"], ["日本の"]),
+        ("\"abc\" 'def' (x AND y) a\\b%c_d*", ['"abc"', "'def'", "(x", "a\\b%c_d*", "and"], ['"abd"', "b%%c", "c_*"]),
+        ("0123456789" * 9, ["0123456789" * 9, "90123"], ["0123456789" * 9 + "1", "90124"]),
+    ],
+    ids=["letters", "alphabets", "no spaces", "signs", "long"],
+)
+def test_a_word_is_found_where_it_stands_whole_whatever_its_case(
+    visitor: ChatClient, text: str, found: list[str], not_found: list[str]
+) -> None:
+    visitor.client.patch(f"/chat/conversations/{visitor.ask(text).conversation_id}", json={"title": "something else"})
+    for words in (found, not_found):
+        for word in words:
+            items = visitor.client.get("/chat/conversations", query_string={"q": word}).json["items"]  # type: ignore[index]
+            assert len(items) == (words is found), word
 
 
 @pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))

@@ -25,7 +25,7 @@ from flaskchat.store import migrate, sqlite
 from flaskchat.store.engine import Database
 from flaskchat.store.kinds import open_database
 from flaskchat.store.schema import HEAD, VERSION_TABLE, compatible, metadata
-from flaskchat.store.sqlite import has_wal_fix, sqlite_module
+from flaskchat.store.sqlite import is_sound, sqlite_module
 from tests.conftest import ROOT
 from tests.rooms import Rooms
 
@@ -303,16 +303,16 @@ def test_the_settings_of_every_connection(tmp_path: Path, opened: Callable[[Path
 @pytest.mark.parametrize(
     ("version", "sound"),
     [
-        ((3, 40, 1), False), ((3, 44, 5), False), ((3, 44, 6), True), ((3, 45, 0), False), ((3, 50, 6), False),
+        ((3, 40, 1), False), ((3, 44, 5), False), ((3, 44, 6), False), ((3, 45, 0), False), ((3, 50, 6), False),
         ((3, 50, 7), True), ((3, 51, 0), False), ((3, 51, 2), False), ((3, 51, 3), True), ((3, 53, 0), True),
     ],
 )  # fmt: skip
 def test_which_versions_of_sqlite_have_the_wal_fix(version: tuple[int, int, int], sound: bool) -> None:
-    assert has_wal_fix(version) is sound
+    assert is_sound(version) is sound
 
 
 def test_a_sound_sqlite_is_used_or_the_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert has_wal_fix(sqlite_module().sqlite_version_info)
+    assert is_sound(sqlite_module().sqlite_version_info)
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 53, 0))
     assert sqlite_module() is sqlite3, "the interpreter's own comes first"
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 40, 1))

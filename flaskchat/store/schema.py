@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "flaskchat_version"
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration. Compared with the database at start, so that Alembic is imported only when there is work."""
 
 SEARCH = "flaskchat_search"

@@ -1,38 +1,43 @@
 """Searching an owner's conversations: titles and texts, by parts of words, with the hit to be shown.
 
-SQLite's trigram index finds any part of three characters and more, in any language; shorter words are looked for in the
-owner's own texts directly. PostgreSQL takes its own indexes, if it has them, where a LIKE is asked for. What is found
-is always joined with the owner: the index knows nothing of owners.
+SQLite's trigram index names the texts that have all parts of three characters of a word, in any language, and these are
+looked at; shorter words are looked for in the owner's own texts directly. PostgreSQL does so for a LIKE, with its own
+indexes where it has them. What is found is always joined with the owner: the index knows nothing of owners.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from .schema import SEARCH, conversations, messages
 
 MOST = 2000
-"""Messages that one search looks at, the newest first."""
+"""Messages that one search finds, the newest first."""
 WORDS = 8
 INDEXED = 3
-"""Characters from which a word is in the index."""
+"""Characters of a part that is in the index."""
+PARTS = 50
+"""Of one word that the index is asked for; the text is asked for all of it."""
 FOLDING = "flaskchat_folding"
 """PostgreSQL's collation for searching, made with its indexes."""
 BEFORE, AFTER = 40, 100
 """Characters shown around a hit."""
 
 _IN_TEXTS = sa.text(
-    f"SELECT m.conversation_id, m.id FROM {SEARCH} s JOIN flaskchat_messages m ON m.number = s.rowid "  # noqa: S608
+    f"SELECT m.conversation_id, m.id, m.text FROM {SEARCH} s JOIN flaskchat_messages m ON m.number = s.rowid "  # noqa: S608
     "JOIN flaskchat_conversations c ON c.id = m.conversation_id AND c.owner = :owner "
-    "WHERE s.text MATCH :query ORDER BY m.number DESC LIMIT :most"
+    f"WHERE s.{SEARCH} MATCH :query ORDER BY s.rowid DESC"
 )
 _IN_TITLES = sa.text(
-    f"SELECT c.id FROM {SEARCH} s JOIN flaskchat_conversations c ON c.number = -s.rowid AND c.owner = :owner "  # noqa: S608
-    "WHERE s.text MATCH :query LIMIT :most"
+    f"SELECT c.id, c.title FROM {SEARCH} s "  # noqa: S608
+    "JOIN flaskchat_conversations c ON c.number = -s.rowid AND c.owner = :owner "
+    f"WHERE s.{SEARCH} MATCH :query"
 )
 
 
@@ -46,11 +51,9 @@ def find(c: Connection, owner: str, words: list[str]) -> dict[str, str | None]:
     :returns: by conversation id, the id of the newest message that has them; None where it is the title.
     """
     if c.dialect.name == "sqlite" and all(len(word) >= INDEXED for word in words):
-        # In quotes a word is a string to the index, whatever signs it holds; a quote is doubled.
-        quoted = ['"{}"'.format(word.replace('"', '""')) for word in words]
-        values: dict[str, Any] = {"owner": owner, "query": " AND ".join(quoted), "most": MOST}
-        titles = [row.id for row in c.execute(_IN_TITLES, values)]
-        texts = [(row.conversation_id, row.id) for row in c.execute(_IN_TEXTS, values)]
+        values = {"owner": owner, "query": _parts(words)}
+        titles = [row.id for row in _that_hold(c.execute(_IN_TITLES, values), words)]
+        texts = [(row.conversation_id, row.id) for row in _that_hold(c.execute(_IN_TEXTS, values), words)]
     else:
         mine = conversations.c.owner == owner
         in_title = [_contains(c, conversations.c.title, word) for word in words]
@@ -69,6 +72,32 @@ def find(c: Connection, owner: str, words: list[str]) -> dict[str, str | None]:
         if found.get(conversation_id) is None:
             found[conversation_id] = message_id
     return found
+
+
+def _parts(words: list[str]) -> str:
+    """What the index is asked: in quotes a part is a string, whatever signs it holds; a quote is doubled."""
+    parts = [
+        word[at : at + INDEXED].replace('"', '""')
+        for word in words
+        for at in range(min(PARTS, len(word) - INDEXED + 1))
+    ]
+    return " AND ".join(f'"{part}"' for part in dict.fromkeys(parts))
+
+
+def _that_hold(rows: sa.CursorResult[Any], words: list[str]) -> Iterator[Row[Any]]:
+    """Of the rows those whose last column has the words, whatever their case (Unicode, section 3.13, toCasefold): what
+    the index takes for equal is so then.
+    """
+    folded = [word.casefold() for word in words]
+    found = 0
+    with contextlib.closing(rows):
+        for row in rows:
+            text = row[-1].casefold()
+            if all(word in text for word in folded):
+                yield row
+                found += 1
+                if found == MOST:
+                    return
 
 
 def _contains(c: Connection, column: sa.Column[str], word: str) -> sa.ColumnElement[bool]:

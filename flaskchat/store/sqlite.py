@@ -7,8 +7,9 @@ Deliberate choices; do not change one without reading why:
  2. Writes begin IMMEDIATE: a deferred transaction that turns into a write fails at once, whatever the timeout.
  3. No automatic checkpoint: it would sync files in whoever's commit happened to be next. `checkpoint()` does it, off
     the hub.
- 4. WAL needs a SQLite with the WAL-reset fix (3.51.3, 3.50.7, 3.44.6), since several workers checkpoint and commit at
-    once. `pysqlite3` brings one where the interpreter's own is older.
+ 4. WAL needs a SQLite with the WAL-reset fix (3.51.3, 3.50.7), since several workers checkpoint and commit at once.
+    `pysqlite3` brings one where the interpreter's own is older. 3.44 got it too (3.44.6), but takes a search index from
+    which something was deleted for damaged (its `integrity_check`, with FTS5's `secure-delete`).
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ _BUSY = 5  # SQLITE_BUSY
 _DAMAGED = 11  # SQLITE_CORRUPT
 
 
-def has_wal_fix(version: tuple[int, ...]) -> bool:
-    """Whether this SQLite is free of the WAL-reset fault (two connections that checkpoint and commit at once)."""
-    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+def is_sound(version: tuple[int, ...]) -> bool:
+    """Whether this SQLite is free of the WAL-reset fault (two connections that checkpoint and commit at once), and
+    tells a search index that is whole from a damaged one.
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51)
 
 
 def sqlite_module() -> ModuleType:
@@ -55,12 +58,12 @@ def sqlite_module() -> ModuleType:
 
     :raises ConfigurationError: neither is.
     """
-    if has_wal_fix(sqlite3.sqlite_version_info):
+    if is_sound(sqlite3.sqlite_version_info):
         return sqlite3
     with contextlib.suppress(ImportError):
         import pysqlite3
 
-        if has_wal_fix(pysqlite3.sqlite_version_info):
+        if is_sound(pysqlite3.sqlite_version_info):
             return pysqlite3  # type: ignore[no-any-return]
     raise ConfigurationError(
         f"SQLite {sqlite3.sqlite_version} can corrupt a database that several workers use; "
