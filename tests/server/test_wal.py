@@ -117,7 +117,7 @@ def test_the_write_ahead_log_does_not_grow_under_five_hundred_readers(serve: Cal
     """500 readers for ten minutes and a few writers, hundreds of megabytes in all; in the short form 60 for 6 seconds,
     or until it has shrunk once, with the sweep's rounds shortened."""
     seconds, readers, sweep = (600, 500, {}) if long else (6, 60, {"TEST_SWEEP_ROUND": "0.6"})
-    bound = 48 * MB  # twelve times what a checkpoint waits for: on a busy machine one comes late now and then
+    bound = 32 * MB  # eight times what a checkpoint waits for: on a busy machine one comes late now and then
     low, soon = 8 * MB, 20.0
     settings: dict[str, object] = {
         "FLASKCHAT_MODEL": "lines",
