@@ -39,6 +39,12 @@ _IN_TITLES = sa.text(
     "JOIN flaskchat_conversations c ON c.number = -s.rowid AND c.owner = :owner "
     f"WHERE s.{SEARCH} MATCH :query"
 )
+_ALL_TEXTS = sa.text(  # sorted by their numbers alone, before a text is read
+    "SELECT m.conversation_id, m.id, m.text FROM (SELECT m.number FROM flaskchat_conversations c "
+    "JOIN flaskchat_messages m ON m.conversation_id = c.id WHERE c.owner = :owner ORDER BY m.number DESC LIMIT -1) one "
+    "CROSS JOIN flaskchat_messages m ON m.number = one.number"
+)
+_ALL_TITLES = sa.text("SELECT c.id, c.title FROM flaskchat_conversations c WHERE c.owner = :owner")
 
 
 def words_of(query: str) -> list[str]:
@@ -50,14 +56,12 @@ def find(c: Connection, owner: str, words: list[str]) -> dict[str, str | None]:
 
     :returns: by conversation id, the id of the newest message that has them; None where it is the title.
     """
-    if c.dialect.name == "sqlite" and all(len(word) >= INDEXED for word in words):
-        values = {"owner": owner, "query": _parts(words)}
-        titles = [row.id for row in _that_hold(c.execute(_IN_TITLES, values), words)]
-        texts = [(row.conversation_id, row.id) for row in _that_hold(c.execute(_IN_TEXTS, values), words)]
+    if c.dialect.name == "sqlite":
+        titles, texts = _looked_through(c, owner, words)
     else:
         mine = conversations.c.owner == owner
-        in_title = [_contains(c, conversations.c.title, word) for word in words]
-        in_text = [_contains(c, messages.c.text, word) for word in words]
+        in_title = [_contains(conversations.c.title, word) for word in words]
+        in_text = [_contains(messages.c.text, word) for word in words]
         titles = [row.id for row in c.execute(sa.select(conversations.c.id).where(mine, *in_title).limit(MOST))]
         select = (
             sa.select(messages.c.conversation_id, messages.c.id)
@@ -74,14 +78,21 @@ def find(c: Connection, owner: str, words: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _parts(words: list[str]) -> str:
-    """What the index is asked: in quotes a part is a string, whatever signs it holds; a quote is doubled."""
+def _looked_through(c: Connection, owner: str, words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """In SQLite, which folds the case of ASCII's letters only: the texts that the index names, or all of the owner's
+    where no word is long enough for it.
+    """
     parts = [
         word[at : at + INDEXED].replace('"', '""')
         for word in words
         for at in range(min(PARTS, len(word) - INDEXED + 1))
     ]
-    return " AND ".join(f'"{part}"' for part in dict.fromkeys(parts))
+    # In quotes a part is a string to the index, whatever signs it holds; a quote is doubled.
+    values = {"owner": owner, "query": " AND ".join(f'"{part}"' for part in dict.fromkeys(parts))}
+    titles = c.execute(_IN_TITLES if parts else _ALL_TITLES, values)
+    found = [row.id for row in _that_hold(titles, words)]
+    texts = c.execute(_IN_TEXTS if parts else _ALL_TEXTS, values)
+    return found, [(row.conversation_id, row.id) for row in _that_hold(texts, words)]
 
 
 def _that_hold(rows: sa.CursorResult[Any], words: list[str]) -> Iterator[Row[Any]]:
@@ -100,9 +111,7 @@ def _that_hold(rows: sa.CursorResult[Any], words: list[str]) -> Iterator[Row[Any
                     return
 
 
-def _contains(c: Connection, column: sa.Column[str], word: str) -> sa.ColumnElement[bool]:
-    if c.dialect.name == "sqlite":
-        return column.icontains(word, autoescape=True)
+def _contains(column: sa.Column[str], word: str) -> sa.ColumnElement[bool]:
     pattern = re.sub(r"([\\%_])", r"\\\1", word)
     return column.collate(FOLDING).ilike(f"%{pattern}%")
 

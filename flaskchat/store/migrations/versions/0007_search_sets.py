@@ -5,8 +5,9 @@ went: in the commit of whatever reply happened to end, for tens of megabytes of 
 often (dots, say, or spaces) cannot be merged in steps, so no setting bounds it. With `detail=none` the index names the
 texts that may hold a word, and the search looks at them (https://sqlite.org/fts5.html#the_detail_option).
 
-A text that changes is taken out of the index on disk, `flush`, before it is put in again: FTS5 gathers both in memory,
-and with `secure-delete` confuses them when they have a part in common, so that old places stayed, or new ones went.
+A text that changes is taken out of the index on disk, `flush`, before it is put in again. FTS5 gathers in memory what a
+statement does, and with `secure-delete` one text that is both taken out and put in spoils that: parts of the texts
+behind it went, and where places were kept, old ones stayed after the text was deleted.
 
 Of the versions before a search fails on this index (503), and all else goes on.
 
