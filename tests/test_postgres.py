@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flaskchat import forget, sweep
 from flaskchat.errors import Unavailable
 from flaskchat.log.base import Append, Stop
-from flaskchat.log.rows import VERSION, encode_row
+from flaskchat.log.rows import VERSION, _forget, decode_row, encode_row
 from flaskchat.models import Done
 from flaskchat.sse import encode
 from flaskchat.store.base import Begun, Command
@@ -192,6 +192,31 @@ def test_others_are_told_once_a_tick_and_nothing_but_that_there_is_something(
     assert {one.payload for one in told} == {""}
     assert 0 < len(told) <= rows
     assert rows < 20 * 50, "a tick is one row, whatever it brought"
+
+
+def test_two_deletions_at_once_take_their_runs_out_of_the_same_row(two: tuple[Rooms, Rooms]) -> None:
+    """None puts back what the other has taken out."""
+    mine, other = two
+    first, second, kept = mine.begin(), mine.begin(), mine.begin()
+    entries = [
+        Append(begun.run_id, 1, [f"id: 1\ndata: {begun.run_id}\n\n".encode()]) for begun in (first, second, kept)
+    ]
+    mine.journal.turn(mine.holding.lease, entries, [])
+    taken, go_on = threading.Event(), threading.Event()
+
+    def forget_slowly(c: sa.Connection) -> None:
+        _forget(c, {first.run_id.encode(): first.run_id}, 0)
+        taken.set()
+        go_on.wait(20)
+
+    slow = Beside(lambda: mine.database.write(forget_slowly))
+    assert taken.wait(20)
+    quick = Beside(lambda: other.journal.forget([second.run_id], 0))
+    until_locked(mine)
+    go_on.set()
+    assert (slow.end(), quick.end()) == (None, None)
+    ((version, data),) = mine.rows(sa.select(journal.c.version, journal.c.data))
+    assert run_of(decode_row(version, data)) == [kept.run_id]
 
 
 # -- leases ----------------------------------------------------------------------------------------------------------

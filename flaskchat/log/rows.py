@@ -250,9 +250,11 @@ def _delete(c: Connection, mark: int) -> bool:
 
 def _forget(c: Connection, names: dict[bytes, str], after: int) -> int | None:
     """:returns: after which row to go on; None when that was the last."""
-    select = sa.select(journal.c.id, journal.c.version, journal.c.data).where(journal.c.id > after)
-    rows = c.execute(select.order_by(journal.c.id).limit(FORGET_ROWS)).all()
-    for row in rows:
+    select = sa.select(journal.c.id, journal.c.version, journal.c.data).order_by(journal.c.id)
+    rows = c.execute(select.where(journal.c.id > after).limit(FORGET_ROWS)).all()
+    ids = [row.id for row in rows if any(name in row.data for name in names)]
+    # Locked and looked at anew: another deletion may be taking its runs out of the same row, and they would come back.
+    for row in c.execute(select.where(journal.c.id.in_(ids)).with_for_update()).all() if ids else ():
         found = {run_id for name, run_id in names.items() if name in row.data}
         if found and row.version == VERSION:
             entries = decode_row(row.version, row.data)
