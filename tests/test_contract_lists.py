@@ -6,6 +6,7 @@ import datetime
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,16 +87,18 @@ def test_a_cursor_of_the_list_that_is_none_of_ours_is_refused(visitor: ChatClien
     assert found["errors"] == [{"field": "cursor", "reason": "unknown"}]
 
 
+def searched(visitor: ChatClient, query: str) -> set[str]:
+    found = visitor.client.get("/chat/conversations", query_string={"q": query}).json
+    assert found is not None
+    return {item["id"] for item in found["items"]}
+
+
 @pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))
 def test_a_search_finds_words_of_titles_and_of_texts(visitor: ChatClient) -> None:
     both = visitor.ask("the quick fox")
     other = visitor.ask("slow snail")
     visitor.ask("hidden treasure", conversation_id=other.conversation_id)
-
-    def search(query: str) -> set[str]:
-        found = visitor.client.get("/chat/conversations", query_string={"q": query}).json
-        assert found is not None
-        return {item["id"] for item in found["items"]}
+    search = partial(searched, visitor)
 
     assert search("fox") == {both.conversation_id}
     assert search("FOX quick") == {both.conversation_id}
@@ -133,8 +136,7 @@ def test_a_word_is_found_where_it_stands_whole_whatever_its_case(
     visitor.client.patch(f"/chat/conversations/{visitor.ask(text).conversation_id}", json={"title": "something else"})
     for words in (found, not_found):
         for word in words:
-            items = visitor.client.get("/chat/conversations", query_string={"q": word}).json["items"]  # type: ignore[index]
-            assert len(items) == (words is found), word
+            assert len(searched(visitor, word)) == (words is found), word
 
 
 @pytest.mark.backends("sqlite", "postgres+redis", long=("postgres",))

@@ -307,7 +307,7 @@ def test_the_settings_of_every_connection(tmp_path: Path, opened: Callable[[Path
         ((3, 50, 7), True), ((3, 51, 0), False), ((3, 51, 2), False), ((3, 51, 3), True), ((3, 53, 0), True),
     ],
 )  # fmt: skip
-def test_which_versions_of_sqlite_have_the_wal_fix(version: tuple[int, int, int], sound: bool) -> None:
+def test_which_versions_of_sqlite_are_sound(version: tuple[int, int, int], sound: bool) -> None:
     assert is_sound(version) is sound
 
 

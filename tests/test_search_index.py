@@ -91,9 +91,8 @@ def test_an_upgrade_puts_what_is_there_into_the_new_index(rooms: Rooms) -> None:
 
     rooms.database.write(go_back)
     begun = rooms.begin("What?")
-    message = sa.update(messages).where(messages.c.id == begun.message_id)
     for text in ("abcabd " * 100, "abcabd " * 100 + "abcxyz " * 200, "abcxyz " * 300):
-        rooms.database.write(lambda c, text=text: c.execute(message.values(text=text)))  # type: ignore[misc]
+        rooms.database.write(partial(put, texts={begun.message_id: text}))
     migrate.upgrade(rooms.database)
     assert indexed(rooms) == parts("What?", "What?", text)
     assert search_for(rooms, "abcxyz") == {begun.conversation_id: begun.message_id}

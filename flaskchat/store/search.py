@@ -29,6 +29,7 @@ FOLDING = "flaskchat_folding"
 BEFORE, AFTER = 40, 100
 """Characters shown around a hit."""
 
+# The only name put into these statements is a constant of ours; what is looked for is bound.
 _IN_TEXTS = sa.text(
     f"SELECT m.conversation_id, m.id, m.text FROM {SEARCH} s JOIN flaskchat_messages m ON m.number = s.rowid "  # noqa: S608
     "JOIN flaskchat_conversations c ON c.id = m.conversation_id AND c.owner = :owner "

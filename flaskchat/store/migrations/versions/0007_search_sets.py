@@ -1,4 +1,4 @@
-"""A search index that keeps which parts a text has, and not where: a tenth of its size, or less.
+"""A search index that keeps which parts a text has, and not where: small, however long the texts are.
 
 On SQLite. FTS5 kept each place of each part of three characters, two and a half times the text, and merged that as it
 went: in the commit of whatever reply happened to end, for tens of megabytes of write-ahead log. A part that comes
